@@ -1,0 +1,1 @@
+"""State that survives: one digest-checked whole, written atomically."""

@@ -1,0 +1,363 @@
+"""The configuration: every setting declared once, with its unit, bounds, default and a sentence.
+
+From these declarations come parsing, `streamdet check`, the commented file of `streamdet init` and the
+From these declarations come parsing, `streamdet check`, the commented file of `streamdet init` and the
+reference in the documentation. Unknown keys are refused. `${NAME}` in a value comes from the environment;
+"""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from streamdet.errors import ConfigError
+
+# The rate is counted on the events above a limit: fewer than this many in a window make it a guess.
+EXCEEDANCES_MIN = 10
+
+
+class Section(BaseModel):
+    """A part of the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Security(Section):
+    """How to reach a protected Kafka."""
+
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="Transport and login, in Kafka's own words."
+    )
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="SASL mechanism; needed with a SASL protocol."
+    )
+    username: str | None = Field(None, description="SASL user.")
+    password: SecretStr | None = Field(None, description="SASL password; better as ${NAME} or password_file.")
+    password_file: Path | None = Field(None, description="File whose content is the SASL password.")
+    ca_file: Path | None = Field(
+        None, description="PEM file of the authority that signed the brokers' certificates."
+    )
+    cert_file: Path | None = Field(None, description="PEM file of this client's certificate (mutual TLS).")
+    key_file: Path | None = Field(None, description="PEM file of this client's private key (mutual TLS).")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.protocol.startswith("SASL"):
+            missing = [n for n in ("mechanism", "username") if getattr(self, n) is None]
+            if self.password is None and self.password_file is None:
+                missing.append("password or password_file")
+            if missing:
+                raise ValueError(f"protocol {self.protocol} needs {', '.join(missing)}")
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("give password or password_file, not both")
+        return self
+
+    def secret(self) -> str | None:
+        """The password from wherever it is kept.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        if self.password_file is not None:
+            try:
+                return self.password_file.read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise ConfigError(f"kafka.security.password_file: cannot read it: {error}") from error
+        return None if self.password is None else self.password.get_secret_value()
+
+
+class Kafka(Section):
+    """The cluster that is read from and written to."""
+
+    bootstrap_servers: str = Field(
+        "localhost:9092",
+        min_length=1,
+        description="host:port of one or more brokers, separated by commas.",
+    )
+    security: Security = Field(Security(), description="Encryption and login.")
+
+
+class Features(Section):
+    """Which fields of an event are judged."""
+
+    numeric: tuple[str, ...] = Field((), description="Fields with numbers; true and false count as 1 and 0.")
+    categorical: tuple[str, ...] = Field((), description="Fields with names or codes; rarity is what counts.")
+
+    @model_validator(mode="after")
+    def _some_and_distinct(self) -> Self:
+        names = self.numeric + self.categorical
+        if not names:
+            raise ValueError(
+                "name at least one numeric or categorical field, or leave `features` out to infer them"
+            )
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        if repeated:
+            raise ValueError(f"named more than once: {', '.join(repeated)}")
+        return self
+
+
+class Batch(Section):
+    """Bounds of a micro-batch; whichever is reached first ends it."""
+
+    max_events: int = Field(4096, ge=1, le=1_000_000, description="Records in a micro-batch.")
+    max_bytes: int = Field(8_388_608, ge=1024, description="Bytes fetched for a micro-batch.")
+    max_wait_ms: int = Field(100, ge=1, le=60_000, description="Milliseconds to wait for a first record.")
+
+
+class Input(Section):
+    """The stream to judge."""
+
+    topics: tuple[str, ...] = Field((), description="Topics to read.")
+    group_id: str = Field(
+        "streamdet",
+        min_length=1,
+        description="Consumer group; workers of one group share the topics.",
+    )
+    start: Literal["earliest", "latest"] = Field(
+        "earliest", description="Where a group without committed offsets begins."
+    )
+    format: Literal["json"] = Field("json", description="How record values are encoded.")
+    timestamp: str | None = Field(
+        None,
+        description="Field with the event time: ISO 8601, or Unix seconds or milliseconds. Default: the record's.",
+    )
+    entity: str | None = Field(
+        None,
+        description="Field that names the device, card or account; without it the topic is one stream.",
+    )
+    features: Features | None = Field(
+        None, description="Fields to judge; inferred from the first records if left out."
+    )
+    unusable: Literal["missing", "reject"] = Field(
+        "missing",
+        description="What becomes of a record of which one value cannot be used: imputed, or dead-lettered.",
+    )
+    max_record_bytes: int = Field(1_048_576, ge=64, description="Larger records are dead-lettered unread.")
+    max_entities: int = Field(
+        10_000,
+        ge=1,
+        le=10_000_000,
+        description="Entities kept per partition; the least recently seen one makes room.",
+    )
+    batch: Batch = Field(Batch(), description="Bounds of a micro-batch.")
+
+    @field_validator("topics")
+    @classmethod
+    def _distinct(cls, topics: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(topics)) != len(topics):
+            raise ValueError("a topic is named more than once")
+        return topics
+
+
+class Model(Section):
+    """What scores an event."""
+
+    kind: Literal["autoencoder"] = Field(
+        "autoencoder",
+        description="Denoising autoencoder and robust deviation, calibrated and averaged.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
+    )
+    strict: bool = Field(False, description="Refuse to start on another device than the one asked for.")
+    seed: int = Field(0, ge=0, description="Seed of initial weights, noise and sampling.")
+
+
+class Limit(Section):
+    """Where normal ends."""
+
+    alert_rate: float = Field(0.001, gt=0, le=0.1, description="Share of normal events that may be flagged.")
+    window: int = Field(
+        10_000,
+        ge=100,
+        le=10_000_000,
+        description="Events that the rolling quantile remembers, per entity and in all.",
+    )
+
+    @model_validator(mode="after")
+    def _resolvable(self) -> Self:
+        if self.window * self.alert_rate < EXCEEDANCES_MIN * (1 - 1e-9):
+            need = math.ceil(EXCEEDANCES_MIN / self.alert_rate - 1e-9)
+            raise ValueError(
+                f"a window of {self.window} events cannot resolve an alert_rate of {self.alert_rate:g}: "
+                f"set window to {need} or more, or alert_rate to {EXCEEDANCES_MIN / self.window:g} or more"
+            )
+        return self
+
+
+class Gate(Section):
+    """What a fine-tuned model must show before it replaces the one in use."""
+
+    loss_ratio_max: float = Field(1.1, gt=0, description="Held-out loss against that of the model in use.")
+    alert_ratio_max: float = Field(
+        3.0, gt=0, description="Share of held-out rows above the limit, against the asked rate."
+    )
+    detection_loss_max: float = Field(
+        0.05, ge=0, le=1, description="How much smaller a share of planted anomalies it may find."
+    )
+
+
+class Learning(Section):
+    """How the model follows the stream."""
+
+    enabled: bool = Field(True, description="False: the model of the end of warm-up stays for good.")
+    warmup: int = Field(1000, ge=256, le=10_000_000, description="Events learnt from before the first alert.")
+    every: int = Field(10_000, ge=256, description="Events between fine-tunes.")
+    lag: int = Field(
+        2_000,
+        ge=0,
+        description="Events between the start of a fine-tune and its adoption; at exactly that count.",
+    )
+    buffer: int = Field(
+        2048,
+        ge=256,
+        le=1_000_000,
+        description="Normal rows kept to learn from; half of them the newest.",
+    )
+    gate: Gate = Field(Gate(), description="Conditions of adoption.")
+
+    @model_validator(mode="after")
+    def _lag_fits(self) -> Self:
+        if self.lag >= self.every:
+            raise ValueError(f"lag ({self.lag}) must be smaller than every ({self.every})")
+        return self
+
+
+class Topic(Section):
+    """A topic that is written to."""
+
+    topic: str | None = Field(None, description="Name; default: the first input topic with a suffix.")
+
+
+class Checkpoint(Section):
+    """Where the state survives a restart."""
+
+    url: str = Field("./state", min_length=1, description="Folder of the checkpoints.")
+    every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
+    keep: int = Field(3, ge=1, le=1000, description="Checkpoints kept.")
+
+
+class Serve(Section):
+    """What the worker shows of itself."""
+
+    http: str | None = Field(
+        None,
+        pattern=r"^[^:]+:\d{1,5}$",
+        description="host:port for Prometheus metrics (/metrics); none if left out.",
+    )
+
+
+class Settings(Section):
+    """The whole configuration of a worker."""
+
+    kafka: Kafka = Field(Kafka(), description="Cluster.")
+    input: Input = Field(Input(), description="Stream to judge.")
+    model: Model = Field(Model(), description="Scores.")
+    limit: Limit = Field(Limit(), description="Limits.")
+    learning: Learning = Field(Learning(), description="Learning.")
+    alerts: Topic = Field(Topic(), description="Alerts; default topic: first input topic + .alerts.")
+    dead_letters: Topic = Field(
+        Topic(), description="Dead letters; default topic: first input topic + .dead-letters."
+    )
+    delivery: Literal["at-least-once"] = Field(
+        "at-least-once",
+        description="Alerts may be repeated after a crash, with the same id; none is lost.",
+    )
+    checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")
+    serve: Serve = Field(Serve(), description="Metrics.")
+
+    @property
+    def alerts_topic(self) -> str:
+        """The topic that alerts go to."""
+        return self.alerts.topic or f"{self.input.topics[0]}.alerts"
+
+    @property
+    def dead_letters_topic(self) -> str:
+        """The topic that dead letters go to."""
+        return self.dead_letters.topic or f"{self.input.topics[0]}.dead-letters"
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load(path: Path) -> Settings:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML, or has unusable settings; the message lists them all.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{path} must hold a mapping such as `input: {{topics: [sensors]}}`, not {type(tree).__name__}"
+        )
+    return parse(tree, name=str(path))
+
+
+def parse(tree: dict[str, Any], name: str = "configuration") -> Settings:
+    """Check a configuration that has already been read.
+
+    Raises:
+        ConfigError: with a line for every setting that cannot be used.
+    """
+    try:
+        return Settings.model_validate(_expand(tree, name))
+    except ValidationError as error:
+        lines = [f"  {_where(e['loc'])}: {_what(e)}" for e in error.errors()]
+        raise ConfigError(f"{name} cannot be used:\n" + "\n".join(lines)) from error
+
+
+def _expand(node: object, name: str) -> Any:  # noqa: ANN401 - a YAML tree
+    if isinstance(node, dict):
+        return {key: _expand(value, name) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_expand(value, name) for value in node]
+    if not isinstance(node, str):
+        return node
+    unset = [v for v in _VARIABLE.findall(node) if v not in os.environ]
+    if unset:
+        raise ConfigError(f"{name} uses ${{{unset[0]}}}, which is not set in the environment")
+    return _VARIABLE.sub(lambda match: os.environ[match[1]], node)
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "(top level)"
+
+
+def _what(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        return f"unknown key; known here: {', '.join(known)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    shown = error.get("input")
+    return message if isinstance(shown, dict | BaseModel) else f"{message} (got {shown!r})"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Settings
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)

@@ -1,0 +1,183 @@
+"""The values that flow through the program, in the order in which they arise.
+
+Records come from a source, become events (or rejects), are judged into verdicts, and the flagged verdicts
+become alerts. All are columnar and belong to one lane (topic-partition), so that order inside a lane is
+the order of the arrays. Nothing here does anything: no I/O, no clock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+class LaneId(NamedTuple):
+    """A topic-partition."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Records:
+    """What was polled from one lane, in offset order; n records."""
+
+    lane: LaneId
+    offsets: Ints  # (n,)
+    timestamps_ms: Ints  # (n,) of the records, as Kafka has them
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]  # None: a tombstone
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def next_offset(self) -> int:
+        """Where reading goes on after these records."""
+        return int(self.offsets[-1]) + 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A micro-batch: what one poll brought, at most one part per lane."""
+
+    parts: Sequence[Records]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def next_offsets(self) -> dict[LaneId, int]:
+        """Where reading goes on in each lane of the batch."""
+        return {part.lane: part.next_offset for part in self.parts}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Events:
+    """Decoded records of one lane; n events, D numeric and C categorical columns."""
+
+    lane: LaneId
+    offsets: Ints  # (n,)
+    times_ms: Ints  # (n,) event times, milliseconds since 1970-01-01 UTC
+    entities: Sequence[str]  # n names; "" where the stream has no entity field
+    numeric: Floats  # (n, D), NaN where missing
+    categorical: Sequence[Sequence[str | None]]  # C columns of n values, None where missing
+    values: Sequence[bytes]  # the original record values
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+class Reason(StrEnum):
+    """Why a record could not be judged."""
+
+    TOMBSTONE = "tombstone"
+    TOO_LARGE = "too_large"
+    INVALID_ENCODING = "invalid_encoding"
+    INVALID_SYNTAX = "invalid_syntax"
+    NOT_AN_OBJECT = "not_an_object"
+    TOO_DEEP = "too_deep"
+    DUPLICATE_KEY = "duplicate_key"
+    INVALID_VALUE = "invalid_value"
+    MISSING_ENTITY = "missing_entity"
+    INVALID_TIMESTAMP = "invalid_timestamp"
+    NO_FEATURES = "no_features"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that cannot be judged, with everything needed to find out why."""
+
+    lane: LaneId
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    reason: Reason
+    error: str
+
+
+class Mode(IntEnum):
+    """What a verdict rests on."""
+
+    COLD = 0  # no model yet: no score
+    WARMING = 1  # scored, but not yet alerted on
+    READY = 2  # judged by the lane-wide limit
+    ENTITY = 3  # judged by the entity's own limit
+
+    @property
+    def label(self) -> str:
+        """The word used in alerts, score files and metrics."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdicts:
+    """What was decided about n events of one lane."""
+
+    raw: Floats  # (n,) surprise in nats, -ln p; NaN while cold
+    limit: Floats  # (n,) in force before the event; NaN while cold
+    mode: NDArray[np.uint8]  # (n,) values of Mode
+    flagged: Bools  # (n,)
+    fed: Bools  # (n,) moved the limit; may also serve as reference for calibration
+    normal: Bools  # (n,) well below the limit: the model may learn it
+
+    @property
+    def score(self) -> Floats:
+        """Raw score as a multiple of the limit, (n,): 1 and above is anomalous."""
+        return self.raw / self.limit
+
+    @property
+    def p_value(self) -> Floats:
+        """Probability of a score at least this high on normal data, (n,)."""
+        return np.exp(-self.raw)
+
+
+class FeatureShare(msgspec.Struct, frozen=True):
+    """How one feature contributed to an alert."""
+
+    name: str
+    actual: float | str | None
+    expected: float | str | None
+    share: float  # of the whole, 0 to 1; the shares of an alert sum to 1
+
+
+class SourcePosition(msgspec.Struct, frozen=True):
+    """Where the record lies in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """A flagged verdict as published; `deploy/schemas/alert.schema.json` is made from this declaration."""
+
+    id: str  # topic/partition/offset: the same however often the record is judged
+    event_time: str  # ISO 8601, UTC
+    detected_at: str  # ISO 8601, UTC
+    entity: str | None
+    score: float
+    raw_score: float
+    limit: float
+    p_value: float
+    severity: str
+    mode: str
+    features: list[FeatureShare]
+    model_version: str
+    source: SourcePosition
+    event: dict[str, object]
+
+
+ALERT_SCHEMA_VERSION = "1"

@@ -1,0 +1,1 @@
+"""From events to rows: imputation and encoding, per entity and in order."""

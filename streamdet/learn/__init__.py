@@ -1,0 +1,1 @@
+"""From normal rows to new model versions: buffer, trainer, gate."""

@@ -1,0 +1,1 @@
+"""From rows to scores: pure functions of a model version."""

@@ -1,0 +1,1 @@
+"""From scores to limits: what is normal now, per entity and per lane."""

@@ -131,7 +131,7 @@ class Input(Section):
     format: Literal["json"] = Field("json", description="How record values are encoded.")
     timestamp: str | None = Field(
         None,
-        description="Field with the event time: ISO 8601, or Unix seconds or milliseconds. Default: the record's.",
+        description="Field with the event time: ISO 8601, or Unix seconds or milliseconds; else the record's.",
     )
     entity: str | None = Field(
         None,
@@ -298,7 +298,7 @@ def load(path: Path) -> Settings:
     """Read and check a configuration file.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or has unusable settings; the message lists them all.
+        ConfigError: the file cannot be read, is no YAML, or has unusable settings (all are listed).
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,0 +1,220 @@
+"""A model version: weights, scale, calibration and feature order, which change together and never apart.
+
+Scoring is a pure function of (model version, row): nothing is learned from it, and on the CPU a row gets the same
+bits whatever else is in its batch.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from streamdet.events import Bools, Floats
+from streamdet.models.autoencoder import Autoencoder, Reconstruction, padded_width
+from streamdet.models.calibration import Calibration
+from streamdet.models.scaling import Scaler
+
+# On the CPU rows are scored in blocks of exactly this many, the last one padded: kernels are chosen by shape,
+# and another shape may round differently.
+BLOCK = 256
+
+# On records the total deviation sees what a reconstruction follows; on sensors the residual adds what deviation misses.
+DEVIATION_WEIGHT = 2.0 / 3.0
+
+Row32 = NDArray[np.float32]
+_BlockFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Feature vectors of n events: F columns in the model's order."""
+
+    values: Row32  # (n, F), no NaN
+    imputed: Bools  # (n, F), True where the value was missing and filled in
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, which: slice | Bools | NDArray[np.intp]) -> "Rows":
+        return Rows(self.values[which], self.imputed[which])
+
+    @staticmethod
+    def concatenate(parts: list["Rows"]) -> "Rows":
+        """All rows, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return Rows(np.concatenate([p.values for p in parts]), np.concatenate([p.imputed for p in parts]))
+
+
+def weighted_mean(deviation: Tensor, residual: Tensor) -> Tensor:
+    """The two surprises of each row as one, (n,)."""
+    return DEVIATION_WEIGHT * deviation + (1.0 - DEVIATION_WEIGHT) * residual
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What the model expected of n rows."""
+
+    expected: Floats  # (n, F), in the units of the features
+    share: Floats  # (n, F), non-negative, each row sums to 1
+
+
+@dataclass(frozen=True, eq=False)
+class ModelVersion:
+    """Everything needed to score a row. `deviation`, `residual` and `combined` calibrate the scores in turn."""
+
+    columns: tuple[str, ...]
+    scaler: Scaler
+    network: Autoencoder
+    deviation: Calibration
+    residual: Calibration
+    combined: Calibration
+    trained_at: int  # events seen when the training rows were taken
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @cached_property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name exactly these numbers."""
+        digest = hashlib.sha256("\n".join(self.columns).encode())
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers by name, on the CPU; `from_tensors` takes them back."""
+        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        named |= {"scaler.location": self.scaler.location, "scaler.spread": self.scaler.spread}
+        for name in ("deviation", "residual", "combined"):
+            part: Calibration = getattr(self, name)
+            named |= {f"{name}.knots": part.knots, f"{name}.tail_scale": part.tail_scale}
+        return {name: value.detach().cpu().contiguous() for name, value in named.items()}
+
+    @classmethod
+    def from_tensors(
+        cls, columns: tuple[str, ...], tensors: dict[str, Tensor], trained_at: int, device: torch.device
+    ) -> "ModelVersion":
+        """The version that gave these tensors."""
+        network = Autoencoder(len(columns), torch.Generator())
+        prefix = "network."
+        network.load_state_dict(
+            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        )
+
+        def calibration(name: str, *, pareto: bool) -> Calibration:
+            return Calibration(tensors[f"{name}.knots"], tensors[f"{name}.tail_scale"], pareto)
+
+        return cls(
+            columns,
+            Scaler(tensors["scaler.location"], tensors["scaler.spread"]),
+            network,
+            calibration("deviation", pareto=True),
+            calibration("residual", pareto=True),
+            calibration("combined", pareto=False),
+            trained_at,
+            device,
+        )
+
+    def score(self, rows: Rows) -> Floats:
+        """Surprise of each row in nats, (n,)."""
+        if not len(rows):
+            return np.empty(0)
+        return self._scoring.surprise(rows).astype(np.float64)
+
+    def raw_scores(self, rows: Rows) -> tuple[Floats, Floats]:
+        """Mean deviation and mean residual of each row before calibration, (n,) each."""
+        deviation, residual = self._scoring.raw(rows)
+        return deviation.astype(np.float64), residual.astype(np.float64)
+
+    def explain(self, rows: Rows) -> Explanation:
+        """Expected value and share of the surprise per column."""
+        return self._scoring.explain(rows)
+
+    @cached_property
+    def _scoring(self) -> "_Scoring":
+        return _Scoring(self)
+
+
+class _Scoring:
+    """A version laid out on its device."""
+
+    def __init__(self, version: ModelVersion) -> None:
+        self._device = version.device
+        self._columns = len(version.columns)
+        self._width = padded_width(self._columns)
+        self._scaler = version.scaler.to(version.device)
+        self._reconstruct = Reconstruction(version.network, version.device)
+        self._deviation = version.deviation.to(version.device)
+        self._residual = version.residual.to(version.device)
+        self._combined = version.combined.to(version.device)
+
+    def surprise(self, rows: Rows) -> Row32:
+        (scores,) = self._in_blocks(rows, lambda z, seen: self._combine(*self._raw(z, seen)).unsqueeze(0))
+        return scores
+
+    def raw(self, rows: Rows) -> tuple[Row32, Row32]:
+        deviation, residual = self._in_blocks(rows, lambda z, seen: torch.stack(self._raw(z, seen)))
+        return deviation, residual
+
+    @torch.inference_mode()
+    def explain(self, rows: Rows) -> Explanation:
+        """Shares weigh both scores by their surprise; see `ModelVersion.explain`."""
+        values, seen = self._tensors(rows, len(rows))
+        z = self._standardise(values)
+        restored = self._reconstruct(z)
+        deviation, residual = self._raw(z, seen)
+        deviations, residuals = z.abs() * seen, (z - restored).abs() * seen
+        by_deviation = _shared_out(deviations, self._deviation.surprise(deviation))
+        by_residual = _shared_out(residuals, self._residual.surprise(residual))
+        parts = weighted_mean(by_deviation, by_residual)
+        share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)  # (n, padded F)
+        # What the network restores for a row far outside of what it knows is far out itself: the expectation is
+        # held within the range of normal rows.
+        expected = self._scaler.inverse(restored[:, : self._columns].clamp(-2.0, 2.0))
+        return Explanation(
+            expected.cpu().numpy().astype(np.float64),
+            share[:, : self._columns].cpu().numpy().astype(np.float64),
+        )
+
+    def _raw(self, z: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        count = seen.sum(1).clamp_min(1.0)  # (n,)
+        deviation = (z.abs() * seen).sum(1) / count
+        residual = ((z - self._reconstruct(z)).abs() * seen).sum(1) / count
+        return deviation, residual
+
+    def _combine(self, deviation: Tensor, residual: Tensor) -> Tensor:
+        mean = weighted_mean(self._deviation.surprise(deviation), self._residual.surprise(residual))
+        return self._combined.surprise(mean)
+
+    def _standardise(self, values: Tensor) -> Tensor:
+        return functional.pad(self._scaler.transform(values), (0, self._width - self._columns))
+
+    def _tensors(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+        values = torch.from_numpy(rows.values)
+        seen = torch.from_numpy((~rows.imputed).astype(np.float32))
+        missing = count - len(rows)
+        values = functional.pad(values, (0, 0, 0, missing)).to(self._device)
+        seen = functional.pad(seen, (0, self._width - self._columns, 0, missing)).to(self._device)
+        return values, seen  # (count, F), (count, padded F)
+
+    @torch.inference_mode()
+    def _in_blocks(self, rows: Rows, function: _BlockFunction) -> Row32:
+        """Apply to all rows; the function maps (n, padded F) twice to (k, n)."""
+        total = -(-len(rows) // BLOCK) * BLOCK
+        values, seen = self._tensors(rows, total)
+        z = self._standardise(values)
+        size = BLOCK if self._device.type == "cpu" else total
+        out = torch.cat([function(z[i : i + size], seen[i : i + size]) for i in range(0, total, size)], dim=1)
+        scores: Row32 = out[:, : len(rows)].cpu().numpy()
+        return scores
+
+
+def _shared_out(parts: Tensor, whole: Tensor) -> Tensor:
+    """Split `whole`, (n,), in proportion to `parts`, (n, padded F)."""
+    return parts * (whole / parts.sum(1).clamp_min(1e-12)).unsqueeze(1)

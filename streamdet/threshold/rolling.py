@@ -1,0 +1,208 @@
+"""A rolling quantile per entity and per lane, in constant memory.
+
+Each slot keeps a histogram of raw scores on a logarithmic axis with exponential forgetting: the newest score weighs 1,
+the one `window` events ago 1/e. A limit is the (1 - alert_rate) quantile of the slot's histogram, refreshed
+every 64 events of that slot, so that it depends on counts of events alone and never on how they were batched.
+
+What moves a limit decides everything. Fed with every score, it climbs into frequent anomalies; fed with
+unflagged ones only, it cuts its own tail and ratchets down. So all unflagged scores are fed and, of the flagged
+ones, what a token bucket lets in: 2 x alert_rate tokens an event, at most 10 saved. Ordinary false alarms are thus
+all fed, a burst of anomalies hardly.
+
+Slot 0 is the lane as a whole; it decides for an entity until that has seen enough. While a slot has fewer than
+10 scores above its quantile, the quantile is extrapolated by an exponential tail from the 95 % quantile.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamdet.compiled import compiled
+from streamdet.config import EXCEEDANCES_MIN, Limit
+from streamdet.events import Bools, Floats, Ints, Mode
+
+LANE_SLOT = 0
+# 5 % wide bins in score, from exp(-7) to exp(9).
+BINS = 320
+LOG_LOW = -7.0
+LOG_WIDTH = 0.05
+REFRESH = 64
+TAIL_START = 0.05
+TOKENS_MAX = 10.0
+TOKENS_PER_RATE = 2.0
+# Rows above this quantile are judged, but not learnt.
+ADMISSION = 0.90
+# Forgetting lets the mass reach the window only in the limit of many events: this close counts as full.
+RESOLVED_SHARE = 0.95
+TAIL_SCALE_MIN = 0.05
+# Weights grow with every event instead of all others shrinking; they are brought back before they lose digits.
+WEIGHT_MAX = 1e12
+
+State = dict[str, NDArray[Any]]
+
+
+class Judged(NamedTuple):
+    """What the limits said of n scores."""
+
+    limit: Floats  # (n,)
+    mode: NDArray[np.uint8]  # (n,)
+    flagged: Bools  # (n,)
+    fed: Bools  # (n,)
+    normal: Bools  # (n,)
+
+
+class Slots(NamedTuple):
+    """All that is kept, a row per slot."""
+
+    histogram: Floats  # (S, BINS) weights
+    weight: Floats  # (S,) of the next score
+    seen: Ints  # (S,) scores fed
+    tokens: Floats  # (S,)
+    limit: Floats  # (S,) NaN until the first refresh
+    admit: Floats  # (S,) raw score up to which a row may be learnt
+
+    @classmethod
+    def empty(cls, slots: int) -> "Slots":
+        """Slots that have seen nothing."""
+        return cls(
+            histogram=np.zeros((slots, BINS)),
+            weight=np.ones(slots),
+            seen=np.zeros(slots, np.int64),
+            tokens=np.zeros(slots),
+            limit=np.full(slots, np.nan),
+            admit=np.full(slots, np.nan),
+        )
+
+
+class RollingLimits:
+    """The limits of one lane: slot 0 for the lane, one slot for each entity that is kept."""
+
+    def __init__(self, settings: Limit, slots: int = 1) -> None:
+        self._rate = settings.alert_rate
+        self._growth = math.exp(1.0 / settings.window)
+        self._kept = Slots.empty(slots)
+
+    def judge(self, raw: Floats, slots: Ints, *, alerting: bool) -> Judged:
+        """Judge raw scores (n,) of the entities in these slots (n,), in order; then let them move the limits.
+
+        The limit for a score has seen nothing of it. NaN scores (no model yet) are neither judged nor fed.
+        """
+        self._make_room(int(slots.max(initial=0)) + 1)
+        n = len(raw)
+        judged = Judged(
+            limit=np.full(n, np.nan),
+            mode=np.full(n, Mode.COLD, np.uint8),
+            flagged=np.zeros(n, np.bool_),
+            fed=np.zeros(n, np.bool_),
+            normal=np.zeros(n, np.bool_),
+        )
+        _judge(raw, slots, alerting, self._rate, self._growth, self._kept, judged)
+        return judged
+
+    def forget(self, slots: Ints) -> None:
+        """Empty the slots of evicted entities."""
+        for kept, fresh in zip(self._kept, Slots.empty(len(slots)), strict=True):
+            kept[slots] = fresh
+
+    @property
+    def lane_limit(self) -> float:
+        """The limit of the lane as a whole; NaN before the first scores."""
+        return float(self._kept.limit[LANE_SLOT])
+
+    def state(self) -> State:
+        """All arrays by name, for a checkpoint."""
+        return self._kept._asdict()
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave."""
+        self._kept = Slots(**{name: np.array(values) for name, values in state.items()})
+
+    def _make_room(self, slots: int) -> None:
+        have = len(self._kept.weight)
+        if slots > have:
+            more = Slots.empty(max(slots, 2 * have) - have)
+            self._kept = Slots(*(np.concatenate(pair) for pair in zip(self._kept, more, strict=True)))
+
+
+@compiled
+def _judge(
+    raw: Floats, slots: Ints, alerting: bool, rate: float, growth: float, kept: Slots, out: Judged
+) -> None:  # pragma: no cover - compiled
+    enough = EXCEEDANCES_MIN / rate
+    for i in range(len(raw)):
+        score = raw[i]
+        if np.isnan(score):
+            out.normal[i] = True
+            continue
+        slot = slots[i]
+        own = slot != LANE_SLOT and kept.seen[slot] >= enough
+        decider = slot if own else LANE_SLOT
+        limit = kept.limit[decider]
+        over = score >= limit  # False while the limit is NaN
+        out.limit[i] = limit
+        out.normal[i] = not over and not score > kept.admit[decider]
+        if alerting and not np.isnan(limit):
+            out.mode[i] = Mode.ENTITY if own else Mode.READY
+            out.flagged[i] = over
+        else:
+            out.mode[i] = Mode.WARMING
+        out.fed[i] = _feed(score, out.flagged[i], LANE_SLOT, rate, growth, kept)
+        if slot != LANE_SLOT:
+            _feed(score, out.flagged[i], slot, rate, growth, kept)
+
+
+@compiled
+def _feed(
+    score: float, flagged: bool, slot: int, rate: float, growth: float, kept: Slots
+) -> bool:  # pragma: no cover - compiled
+    kept.tokens[slot] = min(TOKENS_MAX, kept.tokens[slot] + TOKENS_PER_RATE * rate)
+    if flagged:
+        if kept.tokens[slot] < 1.0:
+            return False
+        kept.tokens[slot] -= 1.0
+    histogram = kept.histogram[slot]
+    position = int((np.log(max(score, 1e-12)) - LOG_LOW) / LOG_WIDTH)
+    histogram[min(max(position, 0), BINS - 1)] += kept.weight[slot]
+    kept.weight[slot] *= growth
+    kept.seen[slot] += 1
+    if kept.weight[slot] > WEIGHT_MAX:
+        histogram /= kept.weight[slot]
+        kept.weight[slot] = 1.0
+    if kept.seen[slot] % REFRESH == 0:
+        total = histogram.sum()
+        if rate * total / kept.weight[slot] >= RESOLVED_SHARE * EXCEEDANCES_MIN:
+            kept.limit[slot] = _quantile(histogram, rate * total)
+        else:
+            kept.limit[slot] = _extrapolated(histogram, total, rate)
+        kept.admit[slot] = _quantile(histogram, (1.0 - ADMISSION) * total)
+    return True
+
+
+@compiled
+def _quantile(histogram: Floats, above: float) -> float:  # pragma: no cover - compiled
+    """The score with this mass above it, linear in log score inside a bin."""
+    mass = 0.0
+    for j in range(BINS - 1, -1, -1):
+        mass += histogram[j]
+        if mass >= above and histogram[j] > 0.0:
+            return math.exp(LOG_LOW + LOG_WIDTH * (j + (mass - above) / histogram[j]))
+    return math.exp(LOG_LOW)
+
+
+@compiled
+def _extrapolated(histogram: Floats, total: float, rate: float) -> float:  # pragma: no cover - compiled
+    """The quantile by an exponential tail through the mean excess over the 95 % quantile."""
+    if rate >= TAIL_START:
+        return _quantile(histogram, rate * total)
+    start = _quantile(histogram, TAIL_START * total)
+    mass = 0.0
+    excess = 0.0
+    for j in range(BINS):
+        middle = math.exp(LOG_LOW + LOG_WIDTH * (j + 0.5))
+        if middle > start:
+            mass += histogram[j]
+            excess += histogram[j] * (middle - start)
+    scale = excess / mass if mass > 0.0 else 0.0
+    return start + max(scale, TAIL_SCALE_MIN * start) * math.log(TAIL_START / rate)

@@ -5,7 +5,6 @@ belongs to the pom.xml as it is now: the folder's name carries the pom's digest 
 Two processes that need it at once download it once. Not guaranteed: that nobody changed the jars afterwards.
 """
 
-import collections
 import contextlib
 import fcntl
 import hashlib
@@ -52,7 +51,7 @@ def find_java() -> Path:
     candidates = [Path(home) / "bin" / "java"] if home else []
     candidates += [Path(on_path)] if on_path else []
     found = []
-    for java in candidates:
+    for java in dict.fromkeys(candidates):
         version = _java_version(java)
         if version is not None and version >= JAVA_MIN:
             return java
@@ -120,6 +119,8 @@ def _download(libs: Path) -> None:
             "Apache Kafka is not downloaded yet and that needs Maven, but there is no mvn on PATH. "
             f"Install it (Debian: apt-get install maven){_way_out()}"
         )
+    for left in LIBS.glob(".part-*"):
+        shutil.rmtree(left)  # of a download that was killed: nobody else is at it while we hold the lock
     with tempfile.TemporaryDirectory(prefix=".part-", dir=LIBS) as part:
         jars = Path(part) / "jars"
         _copy_dependencies(maven, jars)
@@ -138,7 +139,7 @@ def _copy_dependencies(maven: str, jars: Path) -> None:
             raise AssertionError("stdout was asked for as a pipe")
         limit = threading.Timer(DOWNLOAD_MAX_S, process.kill)
         limit.start()
-        files, errors = 0, collections.deque[str](maxlen=3)
+        files, errors = 0, list[str]()
         try:
             for line in process.stdout:
                 files += "Downloaded from" in line

@@ -12,7 +12,6 @@ whoever reaches the loopback interface may do everything.
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -149,7 +148,7 @@ def _launch(cluster: Cluster, nodes: Sequence[Node]) -> None:
 def _format(cluster: Cluster, nodes: Sequence[Node], java: Path, libs: Path) -> None:
     """Give each node's data folder the cluster's identity, side by side."""
     tool = [str(java), "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{libs}/*"]
-    tool += ["kafka.tools.StorageTool", "format", "-t", cluster.cluster_id, "-c"]
+    tool += ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster.cluster_id, "-c"]
     with contextlib.ExitStack() as stack:
         runs = []
         for node in nodes:
@@ -160,8 +159,9 @@ def _format(cluster: Cluster, nodes: Sequence[Node], java: Path, libs: Path) -> 
             )
         for node, run in zip(nodes, runs, strict=True):
             if run.wait(START_MAX_S) != 0:
-                shutil.rmtree(node.data, ignore_errors=True)
-                raise KafkaUnavailable(f"formatting {node.data} failed; Kafka's words:\n{_log_tail(node)}")
+                raise KafkaUnavailable(
+                    f"formatting {node.data} failed; the end of {node.console}:\n{_log_tail(node)}"
+                )
 
 
 def _spawn(node: Node, java: Path, libs: Path) -> "subprocess.Popen[bytes]":
@@ -196,21 +196,21 @@ def _wait_until_ready(
     while waiting:
         for node in nodes:
             if processes[node.node_id].poll() is not None:
-                tail = _log_tail(node)
-                error = PortTaken if "Address already in use" in tail else KafkaUnavailable
-                raise error(
-                    f"broker {node.node_id} ended while it started; the last lines of its log:\n{tail}"
-                )
+                raise _failure(node, "ended while it started")
         if progress.elapsed_s > START_MAX_S:
-            tail = _log_tail(waiting[0])
-            raise KafkaUnavailable(
-                f"broker {waiting[0].node_id} was not ready after {START_MAX_S:.0f} s; its last words:\n{tail}"
-            )
+            raise _failure(waiting[0], f"was not ready after {START_MAX_S:.0f} s")
         if _is_ready(waiting[0], brokers=len(cluster.nodes)):
             waiting.pop(0)
             continue
         progress.tick()
         time.sleep(POLL_S)
+
+
+def _failure(node: Node, what: str) -> KafkaUnavailable:
+    tail = _log_tail(node)
+    causes = [line.strip() for line in tail.splitlines() if "Exception: " in line or "Error: " in line]
+    error = PortTaken if "Address already in use" in tail else KafkaUnavailable
+    return error(f"broker {node.node_id} {what}: {causes[0] if causes else 'see its log'}\n{tail}")
 
 
 def _is_ready(node: Node, brokers: int) -> bool:

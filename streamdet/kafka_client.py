@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
+from kafka import KafkaAdminClient, KafkaProducer, errors
 from kafka.net.compat import KafkaNetClient
 from kafka.protocol.metadata import MetadataRequest
-from kafka.structs import TopicPartition
 
 from streamdet.clock import Clock
 from streamdet.config import Kafka
@@ -33,11 +32,6 @@ BACKOFF_MAX_S: Final = 5.0
 SLICE_S: Final = 0.25
 # A first answer: long enough for a distant broker with TLS and a login.
 ANSWER_S: Final = 10.0
-# What a call may take while a broker is connected, and while none is.
-CALL_MS: Final = 5_000
-CALL_AWAY_MS: Final = 400
-# Poll without a connected broker for this long: the broker counts as away. Reconnecting takes less.
-UNREACHED_S: Final = 1.0
 
 LOGIN_ERRORS: Final = (
     errors.SaslAuthenticationFailedError,
@@ -54,6 +48,12 @@ PASSING_ERRORS: Final = (
     errors.UnknownBrokerIdError,
     errors.UnknownError,
     errors.UnknownProducerIdError,
+)
+# A position that is missing or no longer there: whoever reads must decide where to go on.
+POSITION_ERRORS: Final = (
+    errors.LogTruncationError,
+    errors.NoOffsetForPartitionError,
+    errors.OffsetOutOfRangeError,
 )
 TOO_LARGE_ERRORS: Final = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 
@@ -105,7 +105,7 @@ def refusal(error: BaseException, kafka: Kafka) -> BrokerError | None:
     tls = error if isinstance(error, ssl.SSLError) else error.__context__
     if isinstance(error, LOGIN_ERRORS):
         return BrokerError(
-            f"Kafka at {servers} refused the login of {user!r} by {kafka.security.mechanism}: {_text(error)}; "
+            f"Kafka at {servers} refused the login of {user!r} by {kafka.security.mechanism}: {text(error)}; "
             "check kafka.security (mechanism, username, password or password_file)"
         )
     if isinstance(tls, ssl.SSLError) and not isinstance(tls, ssl.SSLEOFError):
@@ -117,12 +117,12 @@ def refusal(error: BaseException, kafka: Kafka) -> BrokerError | None:
         return _forbidden(error, kafka)
     if isinstance(error, TOO_LARGE_ERRORS):
         return BrokerError(
-            f"Kafka at {servers} refused a record as too large: {_text(error)}; "
+            f"Kafka at {servers} refused a record as too large: {text(error)}; "
             "raise the topic's max.message.bytes"
         )
     if isinstance(error, errors.RetriableError | PASSING_ERRORS | OSError):
         return None
-    return BrokerError(f"Kafka at {servers} refused a request: {_text(error)}")
+    return BrokerError(f"Kafka at {servers} refused a request: {text(error)}")
 
 
 def _forbidden(error: errors.AuthorizationError, kafka: Kafka) -> BrokerError:
@@ -134,14 +134,15 @@ def _forbidden(error: errors.AuthorizationError, kafka: Kafka) -> BrokerError:
     elif isinstance(error, errors.GroupAuthorizationFailedError):
         what = f"consumer group {names}" if names else "the consumer group"
     else:
-        what = f"the cluster ({_text(error)})"
+        what = f"the cluster ({text(error)})"
     return BrokerError(
         f"Kafka at {kafka.bootstrap_servers} does not let {who} use {what}; "
         "ask for the access (kafka-acls.sh --add --allow-principal ...)"
     )
 
 
-def _text(error: BaseException) -> str:
+def text(error: BaseException) -> str:
+    """What an error says, without kafka-python's numbers and class names where it says anything."""
     text = next((str(a) for a in error.args if a), "")
     return text or getattr(error, "description", None) or type(error).__name__
 
@@ -210,6 +211,8 @@ class Outage:
         while True:
             try:
                 result = attempt()
+            except POSITION_ERRORS:
+                raise
             except (errors.KafkaError, OSError) as error:
                 self.failed(error)
                 self.pause()
@@ -222,7 +225,7 @@ class Outage:
         refused = refusal(error, self._kafka)
         if refused is not None:
             raise refused from error
-        self.began(_text(error))
+        self.began(text(error))
 
 
 def topics_of(
@@ -289,13 +292,14 @@ def missing_topic(topic: str, kafka: Kafka) -> BrokerError:
     )
 
 
-class _Clients:
+class Clients:
     """Makes the network client of a kafka-python client, and keeps it to ask it and to close it."""
 
     def __init__(self) -> None:
         self.made: list[Any] = []
 
     def __call__(self, **configs: Any) -> Any:  # noqa: ANN401 - passed on to kafka-python
+        """Called by kafka-python, with the configuration of the client being constructed."""
         self.made.append(KafkaNetClient(**configs))
         return self.made[-1]
 
@@ -311,97 +315,9 @@ class _Clients:
 
 def admin(kafka: Kafka) -> Any:  # noqa: ANN401 - kafka-python is untyped
     """A `KafkaAdminClient`, to be closed. Raises what kafka-python raises."""
-    return _Clients().build(KafkaAdminClient, arguments(kafka))
+    return Clients().build(KafkaAdminClient, arguments(kafka))
 
 
 def producer(kafka: Kafka, **options: Any) -> Any:  # noqa: ANN401
     """A `KafkaProducer` with these options. Raises what kafka-python raises."""
-    return _Clients().build(KafkaProducer, {**arguments(kafka), **options})
-
-
-class Reader:
-    """A `KafkaConsumer` that waits for brokers, and says which errors are the user's.
-
-    It never commits by itself, never creates a topic, and sees committed transactions only. Positions that are
-    missing or out of range are the caller's to settle: `poll` lets `NoOffsetForPartitionError`,
-    `OffsetOutOfRangeError` and `LogTruncationError` through.
-    """
-
-    def __init__(self, kafka: Kafka, outage: Outage, clock: Clock, **options: Any) -> None:  # noqa: ANN401
-        given = {
-            **arguments(kafka),
-            "enable_auto_commit": False,
-            "auto_offset_reset": "none",
-            "isolation_level": "read_committed",
-            "allow_auto_create_topics": False,
-            "metrics_enabled": False,
-            **options,
-        }
-        clients = _Clients()
-        self._outage = outage
-        self._clock = clock
-        self.consumer = outage.persist(lambda: clients.build(KafkaConsumer, given))
-        self._network = clients.made[-1]
-        self._unreached_s: float | None = None
-
-    @property
-    def reached(self) -> bool:
-        """Whether any broker is connected at the moment."""
-        return any(self._network.connected(b.node_id) for b in self._network.cluster.brokers())
-
-    @property
-    def call_ms(self) -> int:
-        """How long a call may block: little while no broker is there, so that a stop is heeded."""
-        return CALL_MS if self.reached else CALL_AWAY_MS
-
-    def poll(self, wait_s: float, records_max: int) -> dict[TopicPartition, list[Any]]:
-        """What `KafkaConsumer.poll` gives; blocks for at most a quarter of a second.
-
-        Raises:
-            BrokerError: Kafka refused.
-            BrokerUnavailableError: a stop was requested while waiting after an error.
-        """
-        try:
-            polled: dict[TopicPartition, list[Any]] = self.consumer.poll(
-                timeout_ms=min(max(wait_s, 0.0), SLICE_S) * 1000, max_records=records_max
-            )
-        except (errors.NoOffsetForPartitionError, errors.OffsetOutOfRangeError, errors.LogTruncationError):
-            raise
-        except (errors.KafkaError, OSError) as error:
-            self._outage.failed(error)
-            self._outage.pause()
-            return {}
-        if polled:
-            self._unreached_s = None
-            self._outage.ended()
-        else:
-            self._watch()
-        return polled
-
-    def _watch(self) -> None:
-        """Find out whether an empty poll means a quiet topic or a broker that is away: poll itself tells neither."""
-        if self.reached:
-            self._unreached_s = None
-            self._outage.ended()
-            return
-        now_s = self._clock.monotonic_s()
-        if self._unreached_s is None:
-            self._unreached_s = now_s
-        elif now_s - self._unreached_s >= UNREACHED_S:
-            self._outage.began("no broker is connected")
-
-    def call(self, attempt: Callable[[int], T]) -> T:
-        """The result of a call that takes a timeout in milliseconds, repeated until Kafka answers.
-
-        Raises:
-            BrokerError: it answered with a refusal.
-            BrokerUnavailableError: a stop was requested meanwhile.
-        """
-        return self._outage.persist(lambda: attempt(self.call_ms))
-
-    def close(self) -> None:
-        """Leave the group at once; without a broker, give up."""
-        try:
-            self.consumer.close(autocommit=False, timeout_ms=1_000 if self.reached else 100)
-        except (errors.KafkaError, OSError) as error:
-            log.info("kafka close reason=%s", _text(error))
+    return Clients().build(KafkaProducer, {**arguments(kafka), **options})

@@ -8,20 +8,28 @@ goes on at the committed offset.
 """
 
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence, Set
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
-from kafka import ConsumerRebalanceListener, OffsetAndMetadata, errors
+from kafka import OffsetAndMetadata, errors
+from kafka.consumer.fetcher import ConsumerRecord
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import TopicPartition
 
 from streamdet.clock import Clock
 from streamdet.config import Settings
 from streamdet.events import Batch, LaneId, Records
-from streamdet.kafka_client import SLICE_S, Outage, Reader, Stopped, missing_topic, never, topics_of
+from streamdet.kafka_client import (
+    SLICE_S,
+    Outage,
+    Stopped,
+    missing_topic,
+    never,
+    topics_of,
+)
+from streamdet.kafka_reader import Reader, Revocations
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +46,10 @@ REBALANCED_ERRORS: Final = (
     errors.UnknownMemberIdError,
 )
 
-_TIMESTAMP = attrgetter("timestamp")
-_OFFSET = attrgetter("offset")
+# By index, as a pass over the records then runs in C: 0.07 us a record, where poll itself takes 5 and more.
+_OFFSET, _TIMESTAMP, _KEY, _VALUE = (
+    itemgetter(ConsumerRecord._fields.index(name)) for name in ("offset", "timestamp", "key", "value")
+)
 
 
 class KafkaSource:
@@ -78,8 +88,8 @@ class KafkaSource:
             session_timeout_ms=SESSION_TIMEOUT_MS,
         )
         self._consumer = self._reader.consumer
-        self._changes = _Changes()
-        self._consumer.subscribe(list(given.topics), listener=self._changes)
+        self._revoked = Revocations()
+        self._consumer.subscribe(list(given.topics), listener=self._revoked)
         self._lanes: frozenset[LaneId] = frozenset()
         self._next: dict[LaneId, int] = {}
 
@@ -150,11 +160,11 @@ class KafkaSource:
 
     def _update_lanes(self, polled: dict[TopicPartition, list[Any]]) -> bool:
         """Take over the assignment; records of lanes that nobody knows of yet go back and come again."""
-        lost = self._changes.take()
+        lost = self._revoked.take()
         assigned = self._consumer.assignment()
-        lanes = frozenset(LaneId(*tp) for tp in assigned - lost)
-        if lanes == self._lanes and not lost:
+        if not lost and assigned == self._lanes:  # both are sets of (topic, partition)
             return False
+        lanes = frozenset(LaneId(*tp) for tp in assigned - lost)
         for tp in [tp for tp in polled if LaneId(*tp) not in lanes or LaneId(*tp) not in self._lanes]:
             records = polled.pop(tp)
             if tp in assigned:
@@ -226,7 +236,7 @@ class KafkaSource:
             BrokerUnavailableError: a stop was requested while waiting for Kafka.
         """
         # Kafka would take an offset for any lane from any member of the group, and set back whoever has it now.
-        mine = self._consumer.assignment() - self._changes.seen()
+        mine = self._consumer.assignment() - self._revoked.seen()
         gone = [lane for lane in offsets if TopicPartition(*lane) not in mine]
         if gone:
             log.info("commit dropped lanes=%s reason=no longer this worker's", _names(gone))
@@ -269,27 +279,8 @@ class _RebalancedError(Exception):
     """A commit came too late; not an error of Kafka's that waiting would mend."""
 
 
-class _Changes(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Notes which partitions were taken away; called on the loop that sends the heartbeats, so it does no more."""
-
-    def __init__(self) -> None:
-        self._revoked: deque[TopicPartition] = deque()
-
-    def on_partitions_revoked(self, revoked: Set[TopicPartition]) -> None:
-        self._revoked.extend(revoked)
-
-    def on_partitions_assigned(self, assigned: Set[TopicPartition]) -> None:
-        """Nothing to note: the assignment can be asked for."""
-
-    def seen(self) -> set[TopicPartition]:
-        return set(self._revoked)
-
-    def take(self) -> set[TopicPartition]:
-        return {self._revoked.popleft() for _ in range(len(self._revoked))}
-
-
 def _records(lane: LaneId, records: Sequence[Any]) -> Records:
-    """One lane's `ConsumerRecord`s in columns; on the hot path, so a few passes in C."""
+    """One lane's `ConsumerRecord`s in columns."""
     n, first, last = len(records), records[0].offset, records[-1].offset
     if last - first + 1 == n:
         offsets = np.arange(first, last + 1, dtype=np.int64)
@@ -299,8 +290,8 @@ def _records(lane: LaneId, records: Sequence[Any]) -> Records:
         lane=lane,
         offsets=offsets,
         timestamps_ms=np.fromiter(map(_TIMESTAMP, records), np.int64, n),
-        keys=[r.key for r in records],
-        values=[r.value for r in records],
+        keys=list(map(_KEY, records)),
+        values=list(map(_VALUE, records)),
     )
 
 

@@ -1,0 +1,138 @@
+"""A kafka-python consumer that waits for brokers, and says which of its errors are the user's.
+
+What the source of the worker and the subscriber to alerts have in common.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Set
+from typing import Any, Final, TypeVar
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
+from kafka.structs import TopicPartition
+
+from streamdet.clock import Clock
+from streamdet.config import Kafka
+from streamdet.kafka_client import POSITION_ERRORS, SLICE_S, Clients, Outage, arguments, text
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# What a call may take while a broker is connected, and while none is.
+CALL_MS: Final = 5_000
+CALL_AWAY_MS: Final = 400
+# Poll without a connected broker for this long: the broker counts as away. Reconnecting takes less.
+UNREACHED_S: Final = 1.0
+
+
+class Revocations(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Notes which partitions were taken away.
+
+    Called on the loop that also sends the heartbeats, so it does no more than that.
+    """
+
+    def __init__(self) -> None:
+        self._noted: deque[TopicPartition] = deque()
+
+    def on_partitions_revoked(self, revoked: Set[TopicPartition]) -> None:
+        """Note them; those that were lost without notice come here too."""
+        self._noted.extend(revoked)
+
+    def on_partitions_assigned(self, assigned: Set[TopicPartition]) -> None:
+        """Nothing to note: the assignment can be asked for."""
+
+    def seen(self) -> set[TopicPartition]:
+        """What was taken away since the last `take`."""
+        return set(self._noted)
+
+    def take(self) -> set[TopicPartition]:
+        """What was taken away since the last `take`, which it forgets."""
+        return {self._noted.popleft() for _ in range(len(self._noted))}
+
+
+class Reader:
+    """A `KafkaConsumer` that waits for brokers, and says which errors are the user's.
+
+    It never commits by itself, never creates a topic, and sees committed transactions only. Positions that are
+    missing or out of range are the caller's to settle: `poll` and `call` let `POSITION_ERRORS` through.
+    """
+
+    def __init__(self, kafka: Kafka, outage: Outage, clock: Clock, **options: Any) -> None:  # noqa: ANN401
+        given = {
+            **arguments(kafka),
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "isolation_level": "read_committed",
+            "allow_auto_create_topics": False,
+            "metrics_enabled": False,
+            **options,
+        }
+        clients = Clients()
+        self._outage = outage
+        self._clock = clock
+        self.consumer = outage.persist(lambda: clients.build(KafkaConsumer, given))
+        self._network = clients.made[-1]
+        self._unreached_s: float | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether any broker is connected at the moment."""
+        return any(self._network.connected(b.node_id) for b in self._network.cluster.brokers())
+
+    @property
+    def call_ms(self) -> int:
+        """How long a call may block: little while no broker is there, so that a stop is heeded."""
+        return CALL_MS if self.reached else CALL_AWAY_MS
+
+    def poll(self, wait_s: float, records_max: int) -> dict[TopicPartition, list[Any]]:
+        """What `KafkaConsumer.poll` gives; blocks for at most a quarter of a second.
+
+        Raises:
+            BrokerError: Kafka refused.
+            BrokerUnavailableError: a stop was requested while waiting after an error.
+        """
+        try:
+            polled: dict[TopicPartition, list[Any]] = self.consumer.poll(
+                timeout_ms=min(max(wait_s, 0.0), SLICE_S) * 1000, max_records=records_max
+            )
+        except POSITION_ERRORS:
+            raise
+        except (errors.KafkaError, OSError) as error:
+            self._outage.failed(error)
+            self._outage.pause()
+            return {}
+        if polled:
+            self._unreached_s = None
+            self._outage.ended()
+        else:
+            self._watch()
+        return polled
+
+    def _watch(self) -> None:
+        """Find out whether an empty poll means a quiet topic or a broker that is away: poll itself tells neither."""
+        if self.reached:
+            self._unreached_s = None
+            self._outage.ended()
+            return
+        now_s = self._clock.monotonic_s()
+        if self._unreached_s is None:
+            self._unreached_s = now_s
+        elif now_s - self._unreached_s >= UNREACHED_S:
+            self._outage.began("no broker is connected")
+
+    def call(self, attempt: Callable[[int], T]) -> T:
+        """The result of a call that takes a timeout in milliseconds, repeated until Kafka answers.
+
+        Raises:
+            BrokerError: it answered with a refusal.
+            BrokerUnavailableError: a stop was requested meanwhile.
+        """
+        return self._outage.persist(lambda: attempt(self.call_ms))
+
+    def close(self) -> None:
+        """Leave the group at once; without a broker, give up."""
+        try:
+            self.consumer.close(autocommit=False, timeout_ms=1_000 if self.reached else 100)
+        except (errors.KafkaError, OSError) as error:
+            log.info("kafka close reason=%s", text(error))

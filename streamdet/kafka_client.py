@@ -120,7 +120,7 @@ def refusal(error: BaseException, kafka: Kafka) -> BrokerError | None:
             f"Kafka at {servers} refused a record as too large: {text(error)}; "
             "raise the topic's max.message.bytes"
         )
-    if isinstance(error, errors.RetriableError | PASSING_ERRORS | OSError):
+    if isinstance(error, (errors.RetriableError, OSError, *PASSING_ERRORS)):
         return None
     return BrokerError(f"Kafka at {servers} refused a request: {text(error)}")
 

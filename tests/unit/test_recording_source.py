@@ -200,6 +200,8 @@ def test_parquet_rows_are_json_objects(tmp_path: Path) -> None:
     table = pa.table(
         {
             "ts": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns", "UTC")),
+            "local": pa.array([0, None], pa.timestamp("ms", "Europe/Paris")),
+            "naive": pa.array([1, None], pa.timestamp("s")),
             "number": pa.array([1.5, float("nan")]),
             "price": pa.array([decimal.Decimal("1.20"), None]),
             "raw": [b"ab", None],
@@ -215,6 +217,8 @@ def test_parquet_rows_are_json_objects(tmp_path: Path) -> None:
     first, second = [msgspec.json.decode(value or b"") for _, _, value in drain(source)]
     assert first == {
         "ts": "2023-11-14T22:13:20.123456Z",
+        "local": "1970-01-01T00:00:00.000000Z",
+        "naive": "1970-01-01T00:00:01.000000",
         "number": 1.5,
         "price": 1.2,
         "raw": "YWI=",

@@ -5,10 +5,10 @@ become alerts. All are columnar and belong to one lane (topic-partition), so tha
 the order of the arrays. Nothing here does anything: no I/O, no clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+# What a part of the program keeps, for a checkpoint: arrays, and values that JSON can hold, by name, nested.
+State = Mapping[str, Any]
 
 
 class LaneId(NamedTuple):
@@ -27,6 +29,21 @@ class LaneId(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Which fields of a record mean what."""
+
+    timestamp: str | None
+    entity: str | None
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The features, in the order of a row."""
+        return self.numeric + self.categorical
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +94,27 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Feature vectors of n events: F columns, numeric ones first."""
+
+    values: NDArray[np.float32]  # (n, F), no NaN
+    imputed: Bools  # (n, F), True where the value was missing and filled in
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, which: "slice | Bools | NDArray[np.intp]") -> "Rows":
+        return Rows(self.values[which], self.imputed[which])
+
+    @staticmethod
+    def concatenate(parts: "list[Rows]") -> "Rows":
+        """All rows, in order; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        return Rows(np.concatenate([p.values for p in parts]), np.concatenate([p.imputed for p in parts]))
 
 
 class Reason(StrEnum):

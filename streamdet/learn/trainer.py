@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamdet.events import Floats
+from streamdet.events import Floats, Rows
 from streamdet.models.autoencoder import Autoencoder
 from streamdet.models.calibration import Calibration
 from streamdet.models.scaling import Scaler
-from streamdet.models.version import ModelVersion, Rows, weighted_mean
+from streamdet.models.version import ModelVersion, weighted_mean
 
 STEPS_FIRST = 400
 STEPS_FINE_TUNE = 60

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from streamdet.events import Bools, Floats
+from streamdet.events import Floats, Rows
 from streamdet.models.autoencoder import Autoencoder, Reconstruction, padded_width
 from streamdet.models.calibration import Calibration
 from streamdet.models.scaling import Scaler
@@ -29,27 +29,6 @@ DEVIATION_WEIGHT = 2.0 / 3.0
 
 Row32 = NDArray[np.float32]
 _BlockFunction = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Feature vectors of n events: F columns in the model's order."""
-
-    values: Row32  # (n, F), no NaN
-    imputed: Bools  # (n, F), True where the value was missing and filled in
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, which: slice | Bools | NDArray[np.intp]) -> "Rows":
-        return Rows(self.values[which], self.imputed[which])
-
-    @staticmethod
-    def concatenate(parts: list["Rows"]) -> "Rows":
-        """All rows, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        return Rows(np.concatenate([p.values for p in parts]), np.concatenate([p.imputed for p in parts]))
 
 
 def weighted_mean(deviation: Tensor, residual: Tensor) -> Tensor:
@@ -155,6 +134,7 @@ class _Scoring:
         self._combined = version.combined.to(version.device)
 
     def surprise(self, rows: Rows) -> Row32:
+        scores: Row32
         (scores,) = self._in_blocks(rows, lambda z, seen: self._combine(*self._raw(z, seen)).unsqueeze(0))
         return scores
 

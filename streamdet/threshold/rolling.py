@@ -14,14 +14,14 @@ Slot 0 is the lane as a whole; it decides for an entity until that has seen enou
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamdet.compiled import compiled
 from streamdet.config import EXCEEDANCES_MIN, Limit
-from streamdet.events import Bools, Floats, Ints, Mode
+from streamdet.events import Bools, Floats, Ints, Mode, State
 
 LANE_SLOT = 0
 # 5 % wide bins in score, from exp(-7) to exp(9).
@@ -39,8 +39,6 @@ RESOLVED_SHARE = 0.95
 TAIL_SCALE_MIN = 0.05
 # Weights grow with every event instead of all others shrinking; they are brought back before they lose digits.
 WEIGHT_MAX = 1e12
-
-State = dict[str, NDArray[Any]]
 
 
 class Judged(NamedTuple):
@@ -84,8 +82,10 @@ class RollingLimits:
         self._growth = math.exp(1.0 / settings.window)
         self._kept = Slots.empty(slots)
 
-    def judge(self, raw: Floats, slots: Ints, *, alerting: bool) -> Judged:
-        """Judge raw scores (n,) of the entities in these slots (n,), in order; then let them move the limits.
+    def judge(self, raw: Floats, slots: Ints, fresh: Bools, *, alerting: bool) -> Judged:
+        """Judge raw scores (n,) of the entities in these slots (n,), in order, and let each move the limits.
+
+        Where `fresh`, (n,), the slot has a new owner and starts empty.
 
         The limit for a score has seen nothing of it. NaN scores (no model yet) are neither judged nor fed.
         """
@@ -98,13 +98,8 @@ class RollingLimits:
             fed=np.zeros(n, np.bool_),
             normal=np.zeros(n, np.bool_),
         )
-        _judge(raw, slots, alerting, self._rate, self._growth, self._kept, judged)
+        _judge(raw, slots, fresh, alerting, self._rate, self._growth, self._kept, judged)
         return judged
-
-    def forget(self, slots: Ints) -> None:
-        """Empty the slots of evicted entities."""
-        for kept, fresh in zip(self._kept, Slots.empty(len(slots)), strict=True):
-            kept[slots] = fresh
 
     @property
     def lane_limit(self) -> float:
@@ -128,15 +123,24 @@ class RollingLimits:
 
 @compiled
 def _judge(
-    raw: Floats, slots: Ints, alerting: bool, rate: float, growth: float, kept: Slots, out: Judged
+    raw: Floats,
+    slots: Ints,
+    fresh: Bools,
+    alerting: bool,
+    rate: float,
+    growth: float,
+    kept: Slots,
+    out: Judged,
 ) -> None:  # pragma: no cover - compiled
     enough = EXCEEDANCES_MIN / rate
     for i in range(len(raw)):
         score = raw[i]
-        if np.isnan(score):
-            out.normal[i] = True
-            continue
         slot = slots[i]
+        if fresh[i]:
+            _clear(slot, kept)
+        if np.isnan(score):
+            out.fed[i] = out.normal[i] = True
+            continue
         own = slot != LANE_SLOT and kept.seen[slot] >= enough
         decider = slot if own else LANE_SLOT
         limit = kept.limit[decider]
@@ -151,6 +155,16 @@ def _judge(
         out.fed[i] = _feed(score, out.flagged[i], LANE_SLOT, rate, growth, kept)
         if slot != LANE_SLOT:
             _feed(score, out.flagged[i], slot, rate, growth, kept)
+
+
+@compiled
+def _clear(slot: int, kept: Slots) -> None:  # pragma: no cover - compiled
+    kept.histogram[slot] = 0.0
+    kept.weight[slot] = 1.0
+    kept.seen[slot] = 0
+    kept.tokens[slot] = 0.0
+    kept.limit[slot] = np.nan
+    kept.admit[slot] = np.nan
 
 
 @compiled

@@ -1,0 +1,198 @@
+"""JSON objects to columns: the whole batch at once, and record by record where that fails.
+
+The fast way decodes all records with one typed call. Whatever it refuses is read again, record by record, with a
+parser that says exactly what is wrong; so one bad record costs one reject, and both ways give the same columns.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter
+
+import msgspec
+import numpy as np
+
+from streamdet.codec.columns import Columns, Problem, Row, gather
+from streamdet.codec.keys import may_repeat_a_key
+from streamdet.events import Reason, Schema
+
+_NUMBER = float | bool | None
+_NAME = str | int | float | bool | None
+_TIME = str | int | float | None
+
+
+class JsonCodec:
+    """Reads one JSON object per value. Fields that the schema does not name are passed over."""
+
+    def __init__(self, schema: Schema, *, reject_unusable: bool = False) -> None:
+        self._schema = schema
+        self._reject_unusable = reject_unusable
+        fields: list[tuple[str, object, object]] = []
+        rename = {}
+
+        def field(name: str, kind: object, default: object) -> str:
+            attribute = f"f{len(fields)}"
+            fields.append((attribute, kind, default))
+            rename[attribute] = name
+            return attribute
+
+        numeric = [field(name, _NUMBER, math.nan) for name in schema.numeric]
+        self._categorical = [attrgetter(field(name, _NAME, None)) for name in schema.categorical]
+        self._timestamp = attrgetter(field(schema.timestamp, _TIME, None)) if schema.timestamp else None
+        self._entity = attrgetter(field(schema.entity, str | int | None, None)) if schema.entity else None
+        # attrgetter of one name gives the bare value, of several a tuple; the extra name makes it always a tuple.
+        self._numeric = attrgetter(*numeric, *numeric[-1:]) if numeric else None
+        struct = msgspec.defstruct("Event", fields, rename=rename, gc=False)
+        self._decoder = msgspec.json.Decoder(struct)
+
+    def decode(self, values: Sequence[bytes]) -> Columns:
+        """Columns of all readable values; see `Codec.decode`."""
+        lines = b"\n".join(values)
+        if lines.count(b"\n") == len(values) - 1 and _is_utf8(lines):
+            try:
+                events = self._decoder.decode_lines(lines)
+            except (msgspec.MsgspecError, RecursionError):
+                events = []
+            if len(events) == len(values):
+                suspects = may_repeat_a_key(lines, len(values))
+                if not suspects.any() or not any(
+                    _repeated(values[i]) for i in np.flatnonzero(suspects).tolist()
+                ):
+                    return self._columns(events)
+        return self._one_by_one(values)
+
+    def original(self, value: bytes) -> dict[str, object]:
+        """All fields of one readable value."""
+        fields: dict[str, object] = json.loads(value, parse_constant=lambda _: None)
+        return fields
+
+    def _columns(self, events: Sequence[object]) -> Columns:
+        n, width = len(events), len(self._schema.numeric)
+        if self._numeric is None:
+            numeric = np.empty((n, 0))
+        else:
+            flat = chain.from_iterable(map(self._numeric, events))
+            try:
+                numeric = np.fromiter(flat, np.float64, n * (width + 1))
+            except TypeError:  # a null among them
+                numeric = np.array(list(map(self._numeric, events)), np.float64)
+            numeric = numeric.reshape(n, width + 1)[:, :width]
+        return Columns(
+            index=np.arange(n, dtype=np.intp),
+            timestamps=list(map(self._timestamp, events)) if self._timestamp else (),
+            entities=[None if v is None else str(v) for v in map(self._entity, events)]
+            if self._entity
+            else (),
+            numeric=numeric,
+            categorical=[[_name(v) for v in map(get, events)] for get in self._categorical],
+        )
+
+    def _one_by_one(self, values: Sequence[bytes]) -> Columns:
+        rows: list[tuple[int, Row]] = []
+        problems: list[Problem] = []
+        for i, value in enumerate(values):
+            parsed = parse_object(value)
+            if isinstance(parsed, dict):
+                row = self._row(parsed)
+                if not row.unusable or not self._reject_unusable:
+                    rows.append((i, row))
+                    continue
+                error = f"unusable value in {', '.join(row.unusable)}"
+                problems.append(Problem(i, Reason.INVALID_VALUE, error))
+            else:
+                reason, error = parsed
+                problems.append(Problem(i, reason, error))
+        return gather(self._schema, rows, problems)
+
+    def _row(self, fields: dict[str, object]) -> Row:
+        schema = self._schema
+        unusable = []
+        numeric = []
+        for name in schema.numeric:
+            number = _number(fields.get(name))
+            if number is None:
+                unusable.append(name)
+            numeric.append(math.nan if number is None else number)
+        categorical = []
+        for name in schema.categorical:
+            value = fields.get(name)
+            if isinstance(value, dict | list):
+                unusable.append(name)
+                value = None
+            categorical.append(_name(value))
+        entity = fields.get(schema.entity) if schema.entity is not None else None
+        return Row(
+            timestamp=fields.get(schema.timestamp) if schema.timestamp is not None else None,
+            entity=str(entity) if isinstance(entity, str | int) and not isinstance(entity, bool) else None,
+            numeric=tuple(numeric),
+            categorical=tuple(categorical),
+            unusable=tuple(unusable),
+        )
+
+
+class _Object(dict[str, object]):
+    """A parsed object that remembers whether a key was named twice."""
+
+    repeated: str | None = None
+
+
+def parse_object(value: bytes) -> dict[str, object] | tuple[Reason, str]:
+    """One JSON object, or the reason why it is none. NaN and Infinity, which are not JSON, are let through."""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Reason.INVALID_ENCODING, f"not UTF-8: {error.reason} at byte {error.start}"
+    try:
+        parsed = json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        return Reason.TOO_DEEP, "nested too deeply"
+    except ValueError as error:
+        return Reason.INVALID_SYNTAX, f"not JSON: {error}"
+    if not isinstance(parsed, _Object):
+        return Reason.NOT_AN_OBJECT, f"a JSON object was expected, not {type(parsed).__name__}"
+    if parsed.repeated is not None:
+        return Reason.DUPLICATE_KEY, f"key {parsed.repeated!r} is there more than once"
+    return parsed
+
+
+def _object(pairs: list[tuple[str, object]]) -> _Object:
+    made = _Object(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        made.repeated = next(name for name in names if names.count(name) > 1)
+    return made
+
+
+def _repeated(value: bytes) -> bool:
+    return not isinstance(parse_object(value), dict)
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _number(value: object) -> float | None:
+    """NaN for null, None for what is no number."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool | int | float):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    return None
+
+
+def _name(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

@@ -1,0 +1,106 @@
+"""Events to rows: what is missing is imputed and marked, categories become rarities; per entity and in order.
+
+The row of event n has seen nothing after event n.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamdet.compiled import compiled
+from streamdet.events import Bools, Events, Floats, Ints, Rows, Schema, State
+from streamdet.features.categories import Rarity
+from streamdet.features.entities import EntityTable
+
+# A missing value is taken to be the entity's recent mean: half of the weight lies on this many events.
+HALF_LIFE = 20.0
+_STEP = 1.0 - 2.0 ** (-1.0 / HALF_LIFE)
+# Larger numbers would be infinite in float32. They are far enough out to stay what they are: extreme.
+_VALUE_MAX = 1e38
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Featured:
+    """Rows of the events of a lane, and whose they are."""
+
+    rows: Rows
+    slots: Ints  # (n,)
+    fresh: Bools  # (n,) the slot has a new owner from this event on
+
+
+class LaneFeatures:
+    """What is remembered of one lane to make rows: recent means per entity, counts of categories."""
+
+    def __init__(self, schema: Schema, max_entities: int) -> None:
+        self._schema = schema
+        self._entities = EntityTable(max_entities)
+        self._means = np.full((1, len(schema.numeric)), np.nan)
+        self._categories = [Rarity() for _ in schema.categorical]
+
+    @property
+    def entities(self) -> EntityTable:
+        """Which entities are kept."""
+        return self._entities
+
+    def transform(self, events: Events) -> Featured:
+        """Rows of the events, in order."""
+        n, numeric = len(events), len(self._schema.numeric)
+        slots, fresh = self._entities.assign(events.entities)
+        self._make_room(int(slots.max(initial=0)) + 1)
+        values = np.empty((n, len(self._schema.columns)), np.float32)
+        imputed = np.zeros(values.shape, np.bool_)
+        clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
+        _impute(clipped, slots, fresh, self._means, values, imputed)
+        for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
+            values[:, numeric + c] = rarity.transform(column)
+        return Featured(Rows(values, imputed), slots, fresh)
+
+    def usual_category(self, column: int) -> str | None:
+        """The most frequent value of a categorical column."""
+        return self._categories[column].most_frequent()
+
+    def state(self) -> State:
+        """All that is remembered."""
+        return {
+            "entities": self._entities.state(),
+            "means": self._means.copy(),
+            "categories": {str(i): rarity.state() for i, rarity in enumerate(self._categories)},
+        }
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave."""
+        self._entities.restore(state["entities"])
+        self._means = np.array(state["means"])
+        for i, rarity in enumerate(self._categories):
+            rarity.restore(state["categories"][str(i)])
+
+    def _make_room(self, slots: int) -> None:
+        have, width = self._means.shape
+        if slots > have:
+            more = np.full((max(slots, 2 * have) - have, width), np.nan)
+            self._means = np.concatenate([self._means, more])
+
+
+@compiled
+def _impute(
+    numeric: Floats, slots: Ints, fresh: Bools, means: Floats, values: NDArray[np.float32], imputed: Bools
+) -> None:  # pragma: no cover - compiled
+    """Copy (n, D) numbers into the rows; where one is NaN, the entity's recent mean, else the lane's, else 0."""
+    for i in range(len(numeric)):
+        slot = slots[i]
+        if fresh[i]:
+            means[slot] = np.nan
+        for d in range(numeric.shape[1]):
+            value = numeric[i, d]
+            if np.isnan(value):
+                imputed[i, d] = True
+                own, lane = means[slot, d], means[0, d]
+                values[i, d] = own if not np.isnan(own) else (lane if not np.isnan(lane) else 0.0)
+                continue
+            values[i, d] = value
+            own = means[slot, d]
+            means[slot, d] = value if np.isnan(own) else own + _STEP * (value - own)
+            if slot != 0:
+                lane = means[0, d]
+                means[0, d] = value if np.isnan(lane) else lane + _STEP * (value - lane)

@@ -1,0 +1,189 @@
+"""Learning beside judging: started at fixed event counts, adopted at fixed event counts.
+
+A run starts on a snapshot of the buffer and trains in the background; its model is adopted at exactly the
+count that was fixed when it started, waiting if it is not ready. So scoring never depends on how fast training was,
+and a replay adopts at the same events. During the warm-up runs come at doubling counts and are waited for at once.
+"""
+
+import logging
+import math
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from streamdet.clock import Clock
+from streamdet.config import Settings
+from streamdet.events import Floats, Rows, State, Verdicts
+from streamdet.learn.buffer import NormalRows
+from streamdet.learn.gate import GateResult, examine
+from streamdet.learn.trainer import WARMUP_TRIM, Snapshot, spread_floor, train
+from streamdet.models.version import ModelVersion
+
+log = logging.getLogger(__name__)
+
+FIRST_RUN = 256
+# A snapshot with fewer rows is not worth a model.
+ROWS_MIN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run gave; no gate result during the warm-up, where anything newer is better."""
+
+    candidate: ModelVersion
+    gate: GateResult | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A training run under way."""
+
+    snapshot: Snapshot
+    adopt_at: int
+    limit: float
+    future: "Future[Outcome]"
+
+
+class Learner:
+    """Counts events, keeps normal rows, trains and adopts."""
+
+    def __init__(
+        self, settings: Settings, columns: tuple[str, ...], device: torch.device, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._columns = columns
+        self._device = device
+        self._clock = clock
+        self._rows = NormalRows(settings.learning.buffer, len(columns), settings.model.seed)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="fine-tune")
+        self._run: Run | None = None
+        self._floor: Floats | None = None
+        self._next_start = FIRST_RUN
+        self.seen = 0
+        self.adopted_total = 0
+        self.refused_total: Counter[str] = Counter()
+        self.waited_s = 0.0
+
+    @property
+    def warm(self) -> bool:
+        """Whether enough was learnt to alert."""
+        return self.seen >= self._settings.learning.warmup
+
+    def room(self) -> int:
+        """How many events may be judged before something changes."""
+        boundaries = [self._next_start]
+        if not self.warm:
+            boundaries.append(self._settings.learning.warmup)
+        if self._run is not None:
+            boundaries.append(self._run.adopt_at)
+        return min(boundaries) - self.seen
+
+    def observe(self, parts: list[tuple[Rows, Verdicts]], model: ModelVersion | None, limit: float) -> None:
+        """Take in what was judged, and start a run if its count has come."""
+        for rows, verdicts in parts:
+            self._rows.add(rows, verdicts.normal, verdicts.fed, self.seen)
+            self.seen += len(rows)
+        if self.seen == self._next_start:
+            self._start(model, limit)
+            self._next_start = self._following(self._next_start)
+
+    def adopt(self, model: ModelVersion | None) -> ModelVersion | None:
+        """The model from here on: another one if the count of its adoption has come and the gate let it pass."""
+        run = self._run
+        if run is None or self.seen < run.adopt_at:
+            return model
+        started_s = self._clock.monotonic_s()
+        outcome = run.future.result()
+        self.waited_s += self._clock.monotonic_s() - started_s
+        self._run = None
+        if outcome.gate is not None and outcome.gate.refusal is not None:
+            self.refused_total[outcome.gate.refusal] += 1
+            log.warning("model refused reason=%s at=%d %s", outcome.gate.refusal, self.seen, outcome.gate)
+            return model
+        self.adopted_total += 1
+        if self._floor is None:
+            self._floor = spread_floor(outcome.candidate)
+        log.info(
+            "model adopted version=%s at=%d %s", outcome.candidate.id, self.seen, outcome.gate or "warm-up"
+        )
+        return outcome.candidate
+
+    def close(self) -> None:
+        """Let a run under way end and release its thread."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _following(self, start: int) -> int:
+        learning = self._settings.learning
+        if not learning.enabled and start >= learning.warmup:
+            return np.iinfo(np.int64).max
+        return 2 * start if 2 * start <= learning.every else start + learning.every
+
+    def _start(self, model: ModelVersion | None, limit: float) -> None:
+        snapshot = Snapshot(
+            training=self._rows.training(),
+            held_out=self._rows.held_out(),
+            spread_floor=self._floor,
+            trim=WARMUP_TRIM if self.seen <= self._settings.learning.warmup else 0.0,
+            at=self.seen,
+        )
+        if len(snapshot.training) < ROWS_MIN or len(snapshot.held_out) < ROWS_MIN // 4:
+            log.warning("fine-tune left out at=%d: too few normal rows", self.seen)
+            return
+        lag = 0
+        if self.seen > self._settings.learning.warmup:
+            lag = min(self._settings.learning.lag, (self._following(self.seen) - self.seen) // 2)
+        self._submit(snapshot, self.seen + lag, model, limit)
+
+    def _submit(self, snapshot: Snapshot, adopt_at: int, model: ModelVersion | None, limit: float) -> None:
+        future = self._executor.submit(self._train, snapshot, model, limit)
+        self._run = Run(snapshot, adopt_at, limit, future)
+
+    def _train(self, snapshot: Snapshot, model: ModelVersion | None, limit: float) -> Outcome:
+        settings = self._settings
+        candidate = train(snapshot, model, self._columns, settings.model.seed, self._device)
+        if model is None or math.isnan(limit) or snapshot.at <= settings.learning.warmup:
+            return Outcome(candidate, None)
+        rate = settings.limit.alert_rate
+        result = examine(candidate, model, snapshot.held_out, limit, rate, settings.learning.gate)
+        return Outcome(candidate, result)
+
+    def state(self) -> State:
+        """All that is kept; of a run under way its snapshot, as training it again gives the same model."""
+        state: dict[str, Any] = {
+            "rows": self._rows.state(),
+            "seen": self.seen,
+            "next_start": self._next_start,
+            "adopted": self.adopted_total,
+        }
+        if self._floor is not None:
+            state["floor"] = self._floor
+        if self._run is not None:
+            snapshot = self._run.snapshot
+            state["run"] = {
+                "adopt_at": self._run.adopt_at,
+                "limit": None if math.isnan(self._run.limit) else self._run.limit,
+                "at": snapshot.at,
+                "trim": snapshot.trim,
+                "training": {"values": snapshot.training.values, "imputed": snapshot.training.imputed},
+                "held_out": {"values": snapshot.held_out.values, "imputed": snapshot.held_out.imputed},
+            }
+        return state
+
+    def restore(self, state: State, model: ModelVersion | None) -> None:
+        """Take back what `state` gave, with the model that was in use then."""
+        self._rows.restore(state["rows"])
+        self.seen = state["seen"]
+        self._next_start = state["next_start"]
+        self.adopted_total = state["adopted"]
+        self._floor = np.array(state["floor"]) if "floor" in state else None
+        if "run" in state:
+            run = state["run"]
+            snapshot = Snapshot(
+                Rows(**run["training"]), Rows(**run["held_out"]), self._floor, run["trim"], run["at"]
+            )
+            limit = math.nan if run["limit"] is None else run["limit"]
+            self._submit(snapshot, run["adopt_at"], model, limit)

@@ -1,0 +1,65 @@
+"""What a worker counts, in Prometheus' terms. Updated once a batch, never per event.
+
+Names, units and labels are part of the contract with dashboards and alert rules; labels are bounded by the code
+or the configuration, never by the data.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from streamdet.events import LaneId
+
+
+class Metrics:
+    """The metrics of one worker, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.polled = Counter("streamdet_records_polled", "Records polled", registry=r)
+        self.judged = Counter("streamdet_events_judged", "Events judged, by mode", ["mode"], registry=r)
+        self.rejected = Counter("streamdet_records_rejected", "Records dead-lettered", ["reason"], registry=r)
+        self.alerts = Counter("streamdet_alerts", "Alerts published", ["severity"], registry=r)
+        self.flagged = Counter("streamdet_events_flagged", "Events at or over their limit", registry=r)
+        self.rejudged = Counter(
+            "streamdet_events_rejudged", "Events judged again after a restart", registry=r
+        )
+        self.imputed = Counter("streamdet_values_imputed", "Missing values filled in", registry=r)
+        self.unusable = Counter(
+            "streamdet_values_unusable",
+            "Values of another type than their field's, taken as missing",
+            registry=r,
+        )
+        self.evicted = Gauge("streamdet_entities_evicted", "Entities that made room for others", registry=r)
+        self.entities = Gauge("streamdet_entities", "Entities kept", registry=r)
+        self.device = Gauge("streamdet_device_info", "What the model runs on", ["device"], registry=r)
+        self.model = Gauge("streamdet_model_trained_at_events", "Events seen by the model in use", registry=r)
+        self.adopted = Gauge("streamdet_models_adopted", "Model versions adopted", registry=r)
+        self.refused = Gauge(
+            "streamdet_models_refused", "Candidates refused by the gate", ["reason"], registry=r
+        )
+        self.waited = Gauge(
+            "streamdet_adoption_wait_seconds", "Seconds spent waiting for a fine-tune", registry=r
+        )
+        self.limit = Gauge("streamdet_limit_nats", "Limit of a lane", ["topic", "partition"], registry=r)
+        self.lag = Gauge(
+            "streamdet_consumer_lag_records", "Records behind", ["topic", "partition"], registry=r
+        )
+        self.asked_rate = Gauge(
+            "streamdet_alert_rate_asked", "Share of normal events to be flagged", registry=r
+        )
+        self.checkpoints = Counter("streamdet_checkpoints", "Checkpoints by outcome", ["outcome"], registry=r)
+        self.cold_starts = Counter("streamdet_cold_starts", "Starts without a checkpoint", registry=r)
+
+    def drop_lane(self, lane: LaneId) -> None:
+        """Stop showing a lane that is another worker's now."""
+        for gauge in (self.limit, self.lag):
+            gauge.remove_by_labels({"topic": lane.topic, "partition": str(lane.partition)})
+
+    def serve(self, address: str) -> None:
+        """Answer /metrics on host:port from a thread of its own.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        host, _, port = address.rpartition(":")
+        start_http_server(int(port), addr=host, registry=self.registry)

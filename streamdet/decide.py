@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import numpy as np
-
 from streamdet.events import (
     Alert,
     Bools,

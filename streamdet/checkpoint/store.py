@@ -73,7 +73,7 @@ class CheckpointFolder:
             try:
                 return read_checkpoint(path)
             except CheckpointError as error:
-                log.error("checkpoint refused: %s", error)
+                log.warning("checkpoint refused: %s", error)
         if files:
             raise CheckpointError(
                 f"none of the {len(files)} checkpoints in {self._folder} can be used (see above): restore one from a "

@@ -151,6 +151,16 @@ class Learner:
         result = examine(candidate, model, snapshot.held_out, limit, rate, settings.learning.gate)
         return Outcome(candidate, result)
 
+    def save_model(self, model: ModelVersion) -> State:
+        """The model as arrays."""
+        tensors = {name: tensor.numpy() for name, tensor in model.tensors().items()}
+        return {"tensors": tensors, "trained_at": model.trained_at}
+
+    def load_model(self, state: State) -> ModelVersion:
+        """The model that gave this state, on this learner's device."""
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state["tensors"].items()}
+        return ModelVersion.from_tensors(self._columns, tensors, state["trained_at"], self._device)
+
     def state(self) -> State:
         """All that is kept; of a run under way its snapshot, as training it again gives the same model."""
         state: dict[str, Any] = {

@@ -1,0 +1,48 @@
+"""Labels of a recording, read beside the judging and never by it."""
+
+import csv
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from streamdet.codec.csv import parse_number
+from streamdet.events import Bools
+
+_ANOMALOUS = frozenset({"true", "yes", "y", "anomaly", "anomalous", "abnormal", "fraud", "attack"})
+
+
+class CsvLabels:
+    """The label column of CSV rows."""
+
+    def __init__(self, header: Sequence[str], delimiter: str, label: str) -> None:
+        self._at = header.index(label)
+        self._delimiter = delimiter
+
+    def read(self, values: Sequence[bytes]) -> Bools:
+        """Whether each of n readable rows is labelled anomalous, (n,)."""
+        rows = (next(csv.reader([v.decode("utf-8")], delimiter=self._delimiter)) for v in values)
+        return np.fromiter((is_anomalous(row[self._at]) for row in rows), np.bool_, len(values))
+
+
+class JsonLabels:
+    """The label field of JSON objects."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+
+    def read(self, values: Sequence[bytes]) -> Bools:
+        """Whether each of n readable objects is labelled anomalous, (n,)."""
+        return np.fromiter(
+            (is_anomalous(json.loads(v).get(self._label)) for v in values), np.bool_, len(values)
+        )
+
+
+def is_anomalous(label: object) -> bool:
+    """A number other than 0, true, or a word for it."""
+    if isinstance(label, str):
+        number = parse_number(label)
+        if number is None or np.isnan(number):
+            return label.strip().lower() in _ANOMALOUS
+        return number != 0
+    return bool(label)

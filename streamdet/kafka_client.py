@@ -7,6 +7,7 @@ client here is made after `topics_of` has spoken to a broker, and is closed if i
 """
 
 import logging
+import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ BACKOFF_MAX_S: Final = 5.0
 SLICE_S: Final = 0.25
 # A first answer: long enough for a distant broker with TLS and a login.
 ANSWER_S: Final = 10.0
+
+SERVER: Final = re.compile(r"\S+:\d{1,5}")
 
 LOGIN_ERRORS: Final = (
     errors.SaslAuthenticationFailedError,
@@ -67,11 +70,17 @@ def arguments(kafka: Kafka) -> dict[str, Any]:
     """What every kafka-python client is constructed with.
 
     Raises:
-        ConfigError: a file named in the security settings cannot be read.
+        ConfigError: a server is not host:port, or a file named in the security settings cannot be read.
     """
     security = kafka.security
+    servers = [server.strip() for server in kafka.bootstrap_servers.split(",")]
+    for server in servers:
+        if not SERVER.fullmatch(server):
+            raise ConfigError(
+                f"kafka.bootstrap_servers: expected host:port, such as localhost:9092, got {server!r}"
+            )
     given: dict[str, Any] = {
-        "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
+        "bootstrap_servers": servers,
         "security_protocol": security.protocol,
         # The default of 30 s would make a broker's return unnoticed for half a minute.
         "reconnect_backoff_max_ms": 1_000,
@@ -113,7 +122,7 @@ def refusal(error: BaseException, kafka: Kafka) -> BrokerError | None:
             f"no TLS connection to Kafka at {servers}: {tls}; "
             "check kafka.security.protocol and ca_file, and that the port is the broker's TLS listener"
         )
-    if isinstance(error, errors.AuthorizationError):
+    if isinstance(error, errors.AuthorizationError) or "AuthorizationFailed" in str(error):
         return _forbidden(error, kafka)
     if isinstance(error, TOO_LARGE_ERRORS):
         return BrokerError(
@@ -125,7 +134,7 @@ def refusal(error: BaseException, kafka: Kafka) -> BrokerError | None:
     return BrokerError(f"Kafka at {servers} refused a request: {text(error)}")
 
 
-def _forbidden(error: errors.AuthorizationError, kafka: Kafka) -> BrokerError:
+def _forbidden(error: BaseException, kafka: Kafka) -> BrokerError:
     who = kafka.security.username or "this client"
     named = error.args[0] if error.args else ""
     names = ", ".join(sorted(map(str, named))) if isinstance(named, set | frozenset) else str(named)
@@ -143,8 +152,12 @@ def _forbidden(error: errors.AuthorizationError, kafka: Kafka) -> BrokerError:
 
 def text(error: BaseException) -> str:
     """What an error says, without kafka-python's numbers and class names where it says anything."""
-    text = next((str(a) for a in error.args if a), "")
-    return text or getattr(error, "description", None) or type(error).__name__
+    said = next((str(a) for a in error.args if a), "").removeprefix(f"{type(error).__name__}: ")
+    said = said or getattr(error, "description", None) or type(error).__name__
+    if "disconnected" in said or "EOF" in said:
+        # A broker closes a connection that speaks another protocol than its listener, and says no more.
+        said += " (if this lasts: do kafka.security.protocol and mechanism match the broker's listener?)"
+    return said
 
 
 class Outage:

@@ -1,0 +1,343 @@
+"""The Kafka source on a real broker: what is particular to Kafka. What holds for every source is in tests/contract."""
+
+import itertools
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from kafka import KafkaProducer, TopicPartition
+from kafka_broker import MakeTopic, OwnKafka
+from kafka_local import Kafka
+
+from streamdet.clock import SystemClock
+from streamdet.config import Settings, parse
+from streamdet.errors import BrokerError, BrokerUnavailableError
+from streamdet.events import LaneId, Records
+from streamdet.source.kafka import KafkaSource
+
+pytestmark = pytest.mark.integration
+
+WITHIN_S = 40.0
+
+
+def until(done: Callable[[], bool], what: str) -> None:
+    """Repeat a step, which itself waits for Kafka, until it says true."""
+    end_s = time.monotonic() + WITHIN_S
+    while not done():
+        assert time.monotonic() < end_s, f"not within {WITHIN_S:.0f} s: {what}"
+
+
+def settings(servers: str, *topics: str, security: dict[str, Any] | None = None, **given: Any) -> Settings:
+    return parse(
+        {
+            "kafka": {"bootstrap_servers": servers, "security": security or {}},
+            "input": {"topics": list(topics), "group_id": f"g-{uuid.uuid4().hex[:8]}", **given},
+        }
+    )
+
+
+def write(servers: str, topic: str, values: list[bytes | None], partition: int = 0) -> None:
+    producer = KafkaProducer(bootstrap_servers=servers.split(","))
+    for i, value in enumerate(values):
+        producer.send(topic, value, key=b"k%d" % i, partition=partition, timestamp_ms=1_000 + i)
+    producer.flush()
+    producer.close()
+
+
+def numbered(n: int, start: int = 0) -> list[bytes | None]:
+    return [b"v%d" % i for i in range(start, start + n)]
+
+
+def read(source: KafkaSource, n: int, max_events: int = 100) -> list[Records]:
+    """Poll until n records have come."""
+    parts: list[Records] = []
+
+    def enough() -> bool:
+        parts.extend(source.poll(max_events).parts)
+        return sum(map(len, parts)) >= n
+
+    until(enough, f"{n} records")
+    return parts
+
+
+def values_of(parts: list[Records]) -> list[bytes | None]:
+    return [value for part in parts for value in part.values]
+
+
+class Sources:
+    """Makes sources, and closes them when the test is over."""
+
+    def __init__(self) -> None:
+        self._made: list[KafkaSource] = []
+
+    def __call__(self, given: Settings, stopped: Callable[[], bool] = lambda: False) -> KafkaSource:
+        self._made.append(KafkaSource(given, SystemClock(), stopped))
+        return self._made[-1]
+
+    def close(self) -> None:
+        for source in self._made:
+            source.close()
+
+
+@pytest.fixture
+def sources() -> Iterator[Sources]:
+    made = Sources()
+    yield made
+    made.close()
+
+
+def test_a_missing_topic_is_refused_by_name_and_not_created(kafka: Kafka, kafka_admin: Any) -> None:
+    name = f"nowhere-{uuid.uuid4().hex[:8]}"
+    with pytest.raises(BrokerError, match=rf"topic '{name}' does not exist.*--create --topic {name}"):
+        KafkaSource(settings(kafka.bootstrap_servers, name), SystemClock())
+    assert name not in kafka_admin.list_topics()
+
+
+def test_a_login_is_refused_at_once_by_a_listener_that_knows_none(kafka: Kafka, topic: str) -> None:
+    security = {"protocol": "SASL_PLAINTEXT", "mechanism": "PLAIN", "username": "me", "password": "secret"}
+    with pytest.raises(BrokerError, match=r"refused the login of 'me'") as refused:
+        KafkaSource(settings(kafka.bootstrap_servers, topic, security=security), SystemClock())
+    assert "secret" not in str(refused.value)
+
+
+def test_records_come_in_columns_and_a_tombstone_has_no_value(
+    kafka: Kafka, topic: str, sources: Sources
+) -> None:
+    write(kafka.bootstrap_servers, topic, [b"a", None, b"c"])
+    source = sources(settings(kafka.bootstrap_servers, topic))
+    parts = read(source, 3)
+    assert [o for part in parts for o in part.offsets] == [0, 1, 2]
+    assert [t for part in parts for t in part.timestamps_ms] == [1000, 1001, 1002]
+    assert [k for part in parts for k in part.keys] == [b"k0", b"k1", b"k2"]
+    assert values_of(parts) == [b"a", None, b"c"]
+    assert source.lag() == {LaneId(topic, 0): 0}
+
+
+def test_a_poll_brings_no_more_than_it_was_asked_for(kafka: Kafka, topic: str, sources: Sources) -> None:
+    write(kafka.bootstrap_servers, topic, numbered(10))
+    source = sources(settings(kafka.bootstrap_servers, topic))
+    parts = read(source, 10, max_events=4)
+    assert max(map(len, parts)) == 4
+    assert values_of(parts) == numbered(10)
+
+
+def test_records_of_an_aborted_transaction_are_not_seen(kafka: Kafka, topic: str, sources: Sources) -> None:
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=uuid.uuid4().hex)
+    producer.init_transactions()
+    for value, end in (
+        (b"a", producer.commit_transaction),
+        (b"b", producer.abort_transaction),
+        (b"c", producer.commit_transaction),
+    ):
+        producer.begin_transaction()
+        producer.send(topic, value)
+        producer.flush()
+        end()
+    producer.close()
+    parts = read(sources(settings(kafka.bootstrap_servers, topic)), 2)
+    assert values_of(parts) == [b"a", b"c"]
+    # Each transaction ends with a mark of its own: record 0, mark, aborted record, mark, record 4.
+    assert [o for part in parts for o in part.offsets] == [0, 4]
+
+
+def test_a_group_goes_on_where_it_committed(kafka: Kafka, topic: str, sources: Sources) -> None:
+    write(kafka.bootstrap_servers, topic, numbered(10))
+    given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
+    first = sources(given)
+    read(first, 6, max_events=3)
+    assert first.committed(lane) is None
+    first.commit({lane: 6})
+    assert first.committed(lane) == 6
+    first.close()
+    assert values_of(read(sources(given), 4)) == numbered(4, start=6)
+
+
+def test_leaving_the_group_is_quick_and_lets_the_next_one_in(
+    kafka: Kafka, topic: str, sources: Sources
+) -> None:
+    write(kafka.bootstrap_servers, topic, numbered(1))
+    given = settings(kafka.bootstrap_servers, topic)
+    first = sources(given)
+    read(first, 1)
+    began_s = time.monotonic()
+    first.close()
+    assert time.monotonic() - began_s < 2
+    read(sources(given), 1)
+    assert time.monotonic() - began_s < 10  # not the session timeout
+
+
+def test_latest_begins_at_the_end_and_keeps_that_place(kafka: Kafka, topic: str, sources: Sources) -> None:
+    write(kafka.bootstrap_servers, topic, numbered(5))
+    given, lane = settings(kafka.bootstrap_servers, topic, start="latest"), LaneId(topic, 0)
+    first = sources(given)
+    until(lambda: len(first.poll(10)) == 0 and lane in first.lanes, "an assignment")
+    until(lambda: len(first.poll(10)) == 0 and first.committed(lane) == 5, "a place")
+    first.close()  # before its first commit: what comes now must not be lost
+    write(kafka.bootstrap_servers, topic, numbered(2, start=5))
+    assert values_of(read(sources(given), 2)) == numbered(2, start=5)
+
+
+def test_peek_looks_ahead_and_consumes_nothing(kafka: Kafka, topic: str, sources: Sources) -> None:
+    write(kafka.bootstrap_servers, topic, [b"v0", None, b"v1", b"v2"])
+    source = sources(settings(kafka.bootstrap_servers, topic))
+    assert source.peek(2, wait_s=5) == [b"v0", b"v1"]
+    assert source.peek(10, wait_s=0.2) == [b"v0", b"v1", b"v2"]
+    assert values_of(read(source, 4)) == [b"v0", None, b"v1", b"v2"]
+
+
+def test_peek_at_a_silent_topic_ends_when_a_stop_is_requested(
+    kafka: Kafka, topic: str, sources: Sources
+) -> None:
+    looks = itertools.count()
+    source = sources(settings(kafka.bootstrap_servers, topic), lambda: next(looks) > 10)
+    assert source.peek(1, wait_s=0.1) == []
+
+
+def test_seek_goes_back_and_a_lane_of_somebody_else_is_left_alone(
+    kafka: Kafka, topic: str, sources: Sources
+) -> None:
+    write(kafka.bootstrap_servers, topic, numbered(5))
+    source = sources(settings(kafka.bootstrap_servers, topic))
+    read(source, 5)
+    source.seek(LaneId(topic, 0), 3)
+    source.seek(LaneId(topic, 7), 3)
+    assert source.lag() == {LaneId(topic, 0): 2}
+    assert values_of(read(source, 2)) == numbered(2, start=3)
+
+
+def test_a_lane_is_known_before_its_first_record_comes(
+    kafka: Kafka, make_topic: MakeTopic, sources: Sources
+) -> None:
+    topic = make_topic(2)
+    for partition in (0, 1):
+        write(kafka.bootstrap_servers, topic, numbered(3), partition)
+    source = sources(settings(kafka.bootstrap_servers, topic))
+    count = 0
+    while count < 6:
+        known = set(source.lanes)
+        for part in source.poll(10).parts:
+            assert part.lane in known
+            count += len(part)
+
+
+def test_two_workers_share_a_topic_and_nothing_is_left_out(
+    kafka: Kafka, make_topic: MakeTopic, sources: Sources
+) -> None:
+    topic = make_topic(4)
+    given = settings(kafka.bootstrap_servers, topic)
+    lanes = {LaneId(topic, p) for p in range(4)}
+    first = sources(given)
+    until(lambda: len(first.poll(10)) == 0 and set(first.lanes) == lanes, "all lanes for the first")
+    for partition in range(4):
+        write(kafka.bootstrap_servers, topic, numbered(5), partition)
+    read(first, 20)
+    first.commit(dict.fromkeys(lanes, 2))
+
+    second = sources(given)
+    seen: dict[LaneId, list[bytes | None]] = {}
+
+    def shared() -> bool:
+        for source in (first, second):
+            for part in source.poll(10).parts:
+                seen.setdefault(part.lane, []).extend(part.values)
+        return len(first.lanes) == len(second.lanes) == 2
+
+    until(shared, "two lanes each")
+    assert first.lanes | second.lanes == lanes
+    until(lambda: shared() and seen.keys() == second.lanes, "records of the lanes that moved")
+    # The lanes that moved go on at the committed offset; those that stayed do not begin again.
+    assert all(values[:3] == numbered(3, start=2) for values in seen.values())
+
+
+def test_a_commit_for_a_lane_that_moved_on_does_not_set_it_back(
+    kafka: Kafka, make_topic: MakeTopic, sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = make_topic(2)
+    given = settings(kafka.bootstrap_servers, topic)
+    for partition in (0, 1):
+        write(kafka.bootstrap_servers, topic, numbered(5), partition)
+    first = sources(given)
+    read(first, 10)
+    second = sources(given)
+
+    def shared() -> bool:
+        first.poll(10), second.poll(10)
+        return len(first.lanes) == len(second.lanes) == 1
+
+    until(shared, "a lane each")
+    (moved,) = second.lanes
+    second.commit({moved: 4})
+    with caplog.at_level(logging.INFO, "streamdet"):
+        first.commit({LaneId(topic, 0): 1, LaneId(topic, 1): 1})
+    assert second.committed(moved) == 4
+    (stayed,) = first.lanes
+    assert first.committed(stayed) == 1
+    assert f"commit dropped lanes={moved}" in caplog.text
+
+
+def test_a_committed_offset_that_is_gone_is_told_loudly(
+    kafka: Kafka, kafka_admin: Any, topic: str, sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(kafka.bootstrap_servers, topic, numbered(10))
+    given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
+    first = sources(given)
+    read(first, 10)
+    first.commit({lane: 3})
+    first.close()
+    kafka_admin.delete_records({TopicPartition(topic, 0): 6})
+    with caplog.at_level(logging.WARNING, "streamdet"):
+        parts = read(sources(given), 4)
+    assert values_of(parts) == numbered(4, start=6)
+    assert f"records are gone lane={lane} wanted_offset=3 continues_at=6" in caplog.text
+
+
+def messages(caplog: pytest.LogCaptureFixture, word: str) -> int:
+    return sum(f"kafka {word} " in record.getMessage() for record in caplog.records)
+
+
+def test_a_broker_that_is_away_is_waited_for_and_told_of_once(
+    own_kafka: OwnKafka, sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "streamdet")
+    topic, lane = own_kafka.create_topic("sensors"), LaneId("sensors", 0)
+    given = settings(own_kafka.bootstrap_servers, topic)
+    stop = threading.Event()
+    own_kafka.stop()
+
+    # Away at the start: it is waited for.
+    made: list[KafkaSource] = []
+    start = threading.Thread(target=lambda: made.append(sources(given, stop.is_set)))
+    start.start()
+    own_kafka.start()
+    start.join(WITHIN_S)
+    source = made[0]
+    assert messages(caplog, "away") == messages(caplog, "back") == 1
+    write(own_kafka.bootstrap_servers, topic, numbered(3))
+    read(source, 3)
+    source.commit({lane: 3})
+
+    # Away in the middle: polls are empty, and a stop ends the wait of a commit.
+    own_kafka.stop()
+    until(lambda: len(source.poll(10)) == 0 and messages(caplog, "away") == 2, "a word that it is away")
+    stop.set()
+    began_s = time.monotonic()
+    with pytest.raises(BrokerUnavailableError):
+        source.commit({lane: 3})
+    with pytest.raises(BrokerUnavailableError):
+        KafkaSource(given, SystemClock(), stop.is_set)
+    assert time.monotonic() - began_s < 2
+    stop.clear()
+
+    # Back: it goes on where it was.
+    own_kafka.start()
+    write(own_kafka.bootstrap_servers, topic, numbered(2, start=3))
+    assert values_of(read(source, 2)) == numbered(2, start=3)
+    source.commit({lane: 5})
+    assert source.committed(lane) == 5
+    # The constructor that was stopped in between has told of its own.
+    assert messages(caplog, "away") == 3
+    assert messages(caplog, "back") == 2

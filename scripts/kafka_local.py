@@ -27,6 +27,7 @@ from kafka_layout import load
 
 DEFAULT_DIR = ROOT / ".kafka" / "run"
 DEFAULT_PORT = 9092
+PORT_MAX = 65_533  # the last that leaves room for three brokers
 BOOTSTRAP_VARIABLE = "STREAMDET_TEST_BOOTSTRAP"
 
 
@@ -80,7 +81,7 @@ def running_kafka(directory: Path, brokers: int = 1, *, private: bool = False) -
         yield Kafka(second.removeprefix("bootstrap.servers=").strip(), first.removeprefix("kind=").strip())
 
 
-def hold(directory: Path, brokers: int, port: int, *, private: bool) -> None:
+def hold(directory: Path, brokers: int, port: int | None, *, private: bool) -> None:
     """Run a Kafka until standard input closes. On standard output: kind and bootstrap.servers, or the error."""
     try:
         with contextlib.ExitStack() as stack:
@@ -150,6 +151,14 @@ def _hold(args: argparse.Namespace) -> int:
     return 0
 
 
+def _port(text: str) -> int | None:
+    if text == "last":
+        return None
+    if not text.isdecimal() or not 0 <= int(text) <= PORT_MAX:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a port from 0 to {PORT_MAX} nor 'last'")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/kafka",
@@ -181,10 +190,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         one.add_argument(
             "--port",
-            type=int,
+            type=_port,
             default=DEFAULT_PORT,
             metavar="P",
-            help=f"port of the first broker, the others follow; 0 finds free ones (default: {DEFAULT_PORT})",
+            help="port of the first broker, the others follow; 0 finds free ones, "
+            f"'last' takes those of the last start (default: {DEFAULT_PORT})",
         )
     keep.add_argument(
         "--private", action="store_true", help="JVM processes, also where a Docker engine answers"

@@ -152,7 +152,12 @@ class Worker:
         limits = [self.lanes[part.lane].limits.lane_limit for part in parts]
         limit = float(np.max(limits)) if limits else math.nan
         self.learner.observe([(p.featured.rows, p.verdicts) for p in parts], self.model, limit)
-        self.model = self.learner.adopt(self.model)
+        before, self.model = self.model, self.learner.adopt(self.model)
+        if before is not None and self.model is not None and self.model is not before:
+            held_out = self.learner.held_out()
+            old, new = before.score(held_out), self.model.score(held_out)
+            for lane in self.lanes.values():
+                lane.limits.rescale(old, new)
 
     def commit(self) -> None:
         """Make the offsets of all that was published the group's."""

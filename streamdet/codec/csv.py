@@ -52,6 +52,13 @@ class CsvCodec:
         fields = next(csv.reader([value.decode("utf-8")], delimiter=self._delimiter))
         return {name: _plain(text) for name, text in zip(self._header, fields, strict=True)}
 
+    def width(self, value: bytes) -> int:
+        """How many fields a row has; 0 if it is no row at all."""
+        try:
+            return len(next(csv.reader([value.decode("utf-8")], delimiter=self._delimiter, strict=True), []))
+        except (UnicodeDecodeError, csv.Error):
+            return 0
+
     def _split_all(self, values: Sequence[bytes]) -> list[list[str]] | None:
         """All rows, or None if any is not as wide as the header."""
         try:

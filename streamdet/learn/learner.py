@@ -112,6 +112,10 @@ class Learner:
         )
         return outcome.candidate
 
+    def held_out(self) -> Rows:
+        """Recent normal rows that no model was trained on."""
+        return self._rows.held_out()
+
     def close(self) -> None:
         """Let a run under way end and release its thread."""
         self._executor.shutdown(wait=True, cancel_futures=True)

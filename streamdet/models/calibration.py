@@ -2,8 +2,7 @@
 
 The bulk follows the empirical distribution of held-out reference scores; beyond its 95 % quantile a
 parametric tail takes over, as an empirical tail ends at its largest score. Heavy-tailed scores (mean deviations)
-get a Pareto tail whose index is Hill's estimate (Hill, Annals of Statistics 3, 1975); scores that are
-surprises already get an exponential one.
+get a Pareto tail, scores that are surprises already an exponential one; both are laid through two quantiles.
 """
 
 import math
@@ -16,11 +15,15 @@ from torch import Tensor
 from streamdet.events import Floats
 
 TAIL_PROBABILITY = 0.05
+# The tail is laid through this quantile: what lies beyond may be anomalies among the references.
+FAR_PROBABILITY = 0.02
+# A tail is estimated from few references, and a scale that jumps from version to version would make scores of
+# different days incomparable. So the estimate is drawn towards a typical value, as if that had been seen so often.
+PARETO_INDEX_PRIOR = 0.15
+EXPONENTIAL_SCALE_PRIOR = 0.8
+PRIOR_WEIGHT = 50.0
 # Knots lie evenly in surprise from 0 to the tail: the finer end is where decisions are made.
 KNOTS = 128
-# With fewer references the tail index is noise, so it is not let below these floors.
-PARETO_INDEX_MIN = 0.02
-EXPONENTIAL_SCALE_MIN = 0.05
 SCORE_MIN = 1e-9
 
 
@@ -38,13 +41,12 @@ class Calibration:
         probabilities = np.exp(-np.linspace(0.0, -math.log(TAIL_PROBABILITY), KNOTS))
         knots = np.maximum(np.quantile(reference, 1.0 - probabilities), SCORE_MIN)
         start = knots[-1]
-        above = reference[reference > start]
-        if pareto:
-            excess = float(np.log(above / start).mean()) if above.size else 0.0
-            scale = max(excess, PARETO_INDEX_MIN)
-        else:
-            excess = float((above - start).mean()) if above.size else 0.0
-            scale = max(excess, EXPONENTIAL_SCALE_MIN)
+        far = max(float(np.quantile(reference, 1.0 - FAR_PROBABILITY)), float(start))
+        nats = math.log(TAIL_PROBABILITY / FAR_PROBABILITY)
+        estimate = math.log(far / start) / nats if pareto else (far - start) / nats
+        prior = PARETO_INDEX_PRIOR if pareto else EXPONENTIAL_SCALE_PRIOR
+        seen = TAIL_PROBABILITY * len(reference)
+        scale = (seen * estimate + PRIOR_WEIGHT * prior) / (seen + PRIOR_WEIGHT)
         return cls(torch.tensor(knots, dtype=torch.float32), torch.tensor(scale, dtype=torch.float32), pareto)
 
     def surprise(self, scores: Tensor) -> Tensor:

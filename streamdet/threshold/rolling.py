@@ -29,6 +29,9 @@ BINS = 320
 LOG_LOW = -7.0
 LOG_WIDTH = 0.05
 REFRESH = 64
+# Fewer scores give no limit at all.
+SEEN_MIN = 256
+SCORE_MIN = 1e-12
 TAIL_START = 0.05
 TOKENS_MAX = 10.0
 TOKENS_PER_RATE = 2.0
@@ -101,6 +104,19 @@ class RollingLimits:
         _judge(raw, slots, fresh, alerting, self._rate, self._growth, self._kept, judged)
         return judged
 
+    def rescale(self, before: Floats, after: Floats) -> None:
+        """Move what is remembered to the scale of a new model version.
+
+        `before` and `after`, (m,), are the scores of the same held-out rows under the old and the new version.
+        Their quantiles say where each remembered score would lie now; beyond the largest ones, their ratio does.
+        """
+        _rescale(
+            np.log(np.maximum(np.sort(before), SCORE_MIN)),
+            np.log(np.maximum(np.sort(after), SCORE_MIN)),
+            self._rate,
+            self._kept,
+        )
+
     @property
     def lane_limit(self) -> float:
         """The limit of the lane as a whole; NaN before the first scores."""
@@ -158,6 +174,34 @@ def _judge(
 
 
 @compiled
+def _rescale(before: Floats, after: Floats, rate: float, kept: Slots) -> None:  # pragma: no cover - compiled
+    moved = np.empty(BINS)
+    last = len(before) - 1
+    for slot in range(len(kept.weight)):
+        if kept.seen[slot] == 0:
+            continue
+        histogram = kept.histogram[slot]
+        moved[:] = 0.0
+        for j in range(BINS):
+            if histogram[j] > 0.0:
+                middle = LOG_LOW + LOG_WIDTH * (j + 0.5)
+                if middle >= before[last]:
+                    target = middle + after[last] - before[last]
+                elif middle <= before[0]:
+                    target = middle + after[0] - before[0]
+                else:
+                    target = np.interp(middle, before, after)
+                # Split between the two nearest bins, so that rounding moves no mass on average.
+                position = min(max((target - LOG_LOW) / LOG_WIDTH - 0.5, 0.0), BINS - 1.001)
+                low = int(position)
+                moved[low] += histogram[j] * (1.0 - (position - low))
+                moved[low + 1] += histogram[j] * (position - low)
+        histogram[:] = moved
+        if not np.isnan(kept.limit[slot]):
+            _refresh(slot, rate, kept)
+
+
+@compiled
 def _clear(slot: int, kept: Slots) -> None:  # pragma: no cover - compiled
     kept.histogram[slot] = 0.0
     kept.weight[slot] = 1.0
@@ -177,21 +221,27 @@ def _feed(
             return False
         kept.tokens[slot] -= 1.0
     histogram = kept.histogram[slot]
-    position = int((np.log(max(score, 1e-12)) - LOG_LOW) / LOG_WIDTH)
+    position = int((np.log(max(score, SCORE_MIN)) - LOG_LOW) / LOG_WIDTH)
     histogram[min(max(position, 0), BINS - 1)] += kept.weight[slot]
     kept.weight[slot] *= growth
     kept.seen[slot] += 1
     if kept.weight[slot] > WEIGHT_MAX:
         histogram /= kept.weight[slot]
         kept.weight[slot] = 1.0
-    if kept.seen[slot] % REFRESH == 0:
-        total = histogram.sum()
-        if rate * total / kept.weight[slot] >= RESOLVED_SHARE * EXCEEDANCES_MIN:
-            kept.limit[slot] = _quantile(histogram, rate * total)
-        else:
-            kept.limit[slot] = _extrapolated(histogram, total, rate)
-        kept.admit[slot] = _quantile(histogram, (1.0 - ADMISSION) * total)
+    if kept.seen[slot] % REFRESH == 0 and kept.seen[slot] >= SEEN_MIN:
+        _refresh(slot, rate, kept)
     return True
+
+
+@compiled
+def _refresh(slot: int, rate: float, kept: Slots) -> None:  # pragma: no cover - compiled
+    histogram = kept.histogram[slot]
+    total = histogram.sum()
+    if rate * total / kept.weight[slot] >= RESOLVED_SHARE * EXCEEDANCES_MIN:
+        kept.limit[slot] = _quantile(histogram, rate * total)
+    else:
+        kept.limit[slot] = _extrapolated(histogram, total, rate)
+    kept.admit[slot] = _quantile(histogram, (1.0 - ADMISSION) * total)
 
 
 @compiled

@@ -1,0 +1,366 @@
+"""The composition root: puts a worker together from a configuration, for Kafka or for a recording."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from streamdet.checkpoint.store import CheckpointFolder
+from streamdet.clock import Clock, SystemClock
+from streamdet.codec.columns import Codec
+from streamdet.codec.csv import CsvCodec
+from streamdet.codec.decoder import Decoder
+from streamdet.codec.infer import SAMPLE, infer_schema
+from streamdet.codec.json import JsonCodec, parse_object
+from streamdet.config import Input, Settings
+from streamdet.errors import ConfigError
+from streamdet.evaluate.labels import CsvLabels, JsonLabels
+from streamdet.evaluate.outcome import Outcome
+from streamdet.evaluate.scores import ScoresWriter
+from streamdet.events import LaneId, Records, Schema, State
+from streamdet.learn.learner import Learner
+from streamdet.models.device import choose_device
+from streamdet.serve.metrics import Metrics
+from streamdet.sink import Sink
+from streamdet.sink.jsonl import JsonLinesSink, WholeFile
+from streamdet.source import Source
+from streamdet.source.paced import PacedSource
+from streamdet.source.recording import RecordingSource
+from streamdet.worker import Observer, StopSignal, Worker, run
+
+log = logging.getLogger(__name__)
+
+# How long a schema is guessed from fewer than the full sample, once a first record is there.
+SAMPLE_WAIT_S = 5.0
+
+
+class Signals:
+    """SIGTERM and SIGINT ask the worker to finish; the second one gives up at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def install(self) -> None:
+        """Listen from now on; only from the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.requested:
+            os.write(sys.stderr.fileno(), f"{name} again: giving up at once\n".encode())
+            os._exit(1)
+        self.requested = True
+        os.write(sys.stderr.fileno(), f"{name}: finishing the batch; once more to give up\n".encode())
+
+
+def build(
+    settings: Settings,
+    *,
+    schema: Schema,
+    source: Source,
+    sink: Sink,
+    codec: Codec,
+    clock: Clock,
+    saved: State | None = None,
+    checkpoint: CheckpointFolder | None = None,
+    observers: Sequence[Observer] = (),
+) -> Worker:
+    """A worker over these parts, on the device of the settings.
+
+    Raises:
+        DeviceError: the device is not there and may not be replaced.
+    """
+    device, warning = choose_device(settings.model)
+    if warning is not None:
+        log.warning(warning)
+    # One thread scores, one trains: more would fight for the cores and, on the CPU, change rounding.
+    torch.set_num_threads(1)
+    metrics = Metrics()
+    metrics.device.labels(str(device)).set(1)
+    metrics.asked_rate.set(settings.limit.alert_rate)
+    log.info("scoring device=%s features=%s", device, ",".join(schema.columns))
+    reject = settings.input.unusable == "reject"
+    return Worker(
+        settings=settings,
+        schema=schema,
+        source=source,
+        decoder=Decoder(codec, schema, settings.input.max_record_bytes, reject_unusable=reject),
+        sink=sink,
+        learner=Learner(settings, schema.columns, device, clock),
+        metrics=metrics,
+        clock=clock,
+        checkpoint=checkpoint,
+        saved=saved,
+        observers=observers,
+    )
+
+
+def run_worker(settings: Settings, scores: Path | None = None) -> None:
+    """Judge Kafka topics until a signal ends it.
+
+    Raises:
+        StreamdetError: whatever the user can mend.
+    """
+    from streamdet.sink.kafka import KafkaSink
+    from streamdet.source.kafka import KafkaSource
+
+    if not settings.input.topics:
+        raise ConfigError("input.topics is empty: name at least one topic to read")
+    stop = Signals()
+    stop.install()
+    clock = SystemClock()
+    folder = CheckpointFolder(_folder(settings.checkpoint.url), settings.checkpoint.keep)
+    saved = folder.load()
+    compile_kernels()
+    with ExitStack() as stack:
+        observers: list[Observer] = []
+        if scores is not None:
+            writer = stack.enter_context(ScoresWriter(scores))
+            observers.append(writer)
+        source = KafkaSource(settings, clock, lambda: stop.requested)
+        schema = _live_schema(settings, source, saved)
+        if schema is None:  # stopped before the first record
+            source.close()
+            return
+        sink = KafkaSink(settings, clock, lambda: stop.requested)
+        codec = JsonCodec(schema, reject_unusable=settings.input.unusable == "reject")
+        worker = build(
+            settings,
+            schema=schema,
+            source=source,
+            sink=sink,
+            codec=codec,
+            clock=clock,
+            saved=saved,
+            checkpoint=folder,
+            observers=observers,
+        )
+        if settings.serve.http is not None:
+            _serve(worker.metrics, settings.serve.http)
+        log.info(
+            "judging topics=%s group=%s alerts=%s", ",".join(settings.input.topics), settings.input.group_id,
+            settings.alerts_topic,
+        )  # fmt: skip
+        run(worker, stop)
+        if scores is not None:
+            writer.keep()
+    log.info("stopped events=%d", worker.learner.seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What to replay and where to leave what it gives."""
+
+    recordings: Sequence[Path]
+    alerts: Path | None = None
+    scores: Path | None = None
+    dead_letters: Path | None = None
+    label: str | None = None  # None: `label`, if there is such a column
+    report: Path | None = None
+    speed: float | None = None  # None: as fast as possible
+
+
+def replay(
+    what: Replay,
+    settings: Settings,
+    stop: StopSignal,
+    watch: Callable[[RecordingSource], Observer] | None = None,
+) -> dict[str, Any]:
+    """Judge recordings with the worker's own loop; what it found as the summary that `--json` prints.
+
+    `watch` makes an observer that shows progress.
+
+    Raises:
+        StreamdetError: whatever the user can mend.
+    """
+    clock = SystemClock()
+    recording = RecordingSource(what.recordings, settings.input.batch.max_events)
+    label = _label(what, recording)
+    schema = _recorded_schema(settings.input, recording, label)
+    codec = _codec(recording, schema, settings.input)
+    outcome = Outcome(
+        _labels(recording, label) if label is not None else None, keep_timeline=what.report is not None
+    )
+    source: Source = recording if what.speed is None else PacedSource(recording, what.speed, clock)
+    with ExitStack() as stack:
+        observers: list[Observer] = [outcome]
+        whole = [
+            stack.enter_context(WholeFile(path)) if path is not None else None
+            for path in (what.alerts, what.dead_letters)
+        ]
+        if what.scores is not None:
+            writer = stack.enter_context(ScoresWriter(what.scores))
+            observers.append(writer)
+        if watch is not None:
+            observers.append(watch(recording))
+        sink = outcome.beside(JsonLinesSink(*(None if w is None else w.file for w in whole)))
+        worker = build(
+            settings, schema=schema, source=source, sink=sink, codec=codec, clock=clock, observers=observers
+        )
+        compile_kernels()
+        started_s = clock.monotonic_s()
+        run(worker, stop)
+        seconds = clock.monotonic_s() - started_s
+        for done in [*whole, writer if what.scores is not None else None]:
+            if done is not None:
+                done.keep()
+    summary = {
+        "events": outcome.events,
+        "rejected": outcome.rejected,
+        "alerts": outcome.alerts,
+        "seconds": round(seconds, 3),
+        "events_per_second": round(outcome.events / seconds, 1) if seconds else None,
+        "device": _device_name(worker),
+        "metrics": asdict(outcome.quality()),
+        "events_after_warmup": outcome.after_warmup,
+        "anomalous_after_warmup": outcome.anomalous,
+        "model_versions": worker.learner.adopted_total,
+    }
+    if what.report is not None:
+        summary["report"] = str(outcome.write_report(what.report, summary))
+    return summary
+
+
+def compile_kernels() -> None:
+    """Run every compiled loop once, so that none is compiled while a group waits for this worker's heartbeat."""
+    from streamdet.features.rows import LaneFeatures
+    from streamdet.threshold.rolling import RollingLimits
+
+    schema = Schema(None, "e", ("x",), ("c",))
+    lane = LaneId("compile", 0)
+    values = [b'{"e":"a","x":1.0,"c":"v"}'] * 2
+    decoder = Decoder(JsonCodec(schema), schema, 1024, reject_unusable=False)
+    numbers = np.arange(2, dtype=np.int64)
+    events = decoder.decode(Records(lane, numbers, numbers, [None] * 2, values)).events
+    featured = LaneFeatures(schema, 1).transform(events)
+    RollingLimits(Settings().limit).judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
+
+
+def sample_fields(source: RecordingSource) -> list[Mapping[str, object]]:
+    """The fields of the first readable records of a recording."""
+    values = source.peek(SAMPLE)
+    if source.format == "csv":
+        codec = CsvCodec(Schema(None, None, (), ()), source.header, source.delimiter)
+        width = len(source.header)
+        return [codec.original(v) for v in values if codec.width(v) == width]
+    return json_fields(values)
+
+
+def json_fields(values: Sequence[bytes]) -> list[Mapping[str, object]]:
+    """The fields of those values that are JSON objects."""
+    parsed = (parse_object(value) for value in values)
+    return [fields for fields in parsed if isinstance(fields, dict)]
+
+
+def _live_schema(settings: Settings, source: Any, saved: State | None) -> Schema | None:  # noqa: ANN401
+    """From the configuration, else from the checkpoint, else from the first records."""
+    configured = _configured_schema(settings.input)
+    if saved is not None:
+        kept = saved["schema"]
+        schema = Schema(kept["timestamp"], kept["entity"], tuple(kept["numeric"]), tuple(kept["categorical"]))
+        _check_origin(settings, configured, schema, saved["group_id"])
+        return schema
+    if configured is not None:
+        return configured
+    log.info("no input.features configured: looking at the first records")
+    values = source.peek(SAMPLE, SAMPLE_WAIT_S)
+    if not values:
+        return None
+    given = settings.input
+    schema = infer_schema(json_fields(values), label="label", timestamp=given.timestamp, entity=given.entity)
+    log.info(
+        "inferred timestamp=%s numeric=%s categorical=%s", schema.timestamp, ",".join(schema.numeric),
+        ",".join(schema.categorical),
+    )  # fmt: skip
+    return schema
+
+
+def _check_origin(settings: Settings, configured: Schema | None, saved: Schema, group_id: str) -> None:
+    given = settings.input
+    same = (given.timestamp or saved.timestamp, given.entity) == (saved.timestamp, saved.entity)
+    if group_id != given.group_id or not same or configured not in (None, saved):
+        raise ConfigError(
+            f"the checkpoint in {settings.checkpoint.url} is of group {group_id!r} with {saved}; this configuration "
+            f"has group {given.group_id!r} and other fields: set another checkpoint.url, or empty the folder to "
+            "start cold"
+        )
+
+
+def _recorded_schema(given: Input, recording: RecordingSource, label: str | None) -> Schema:
+    configured = _configured_schema(given)
+    if configured is None:
+        fields = sample_fields(recording)
+        configured = infer_schema(fields, label=label, timestamp=given.timestamp, entity=given.entity)
+        log.info("inferred %s", configured)
+    if recording.format == "csv":
+        named = [configured.timestamp, configured.entity, *configured.columns]
+        missing = [name for name in named if name is not None and name not in recording.header]
+        if missing:
+            raise ConfigError(
+                f"{recording.files[0].path} has no column {', '.join(missing)}; it has {', '.join(recording.header)}"
+            )
+    return configured
+
+
+def _configured_schema(given: Input) -> Schema | None:
+    if given.features is None:
+        return None
+    return Schema(given.timestamp, given.entity, given.features.numeric, given.features.categorical)
+
+
+def _codec(recording: RecordingSource, schema: Schema, given: Input) -> Codec:
+    reject = given.unusable == "reject"
+    if recording.format == "csv":
+        return CsvCodec(schema, recording.header, recording.delimiter, reject_unusable=reject)
+    return JsonCodec(schema, reject_unusable=reject)
+
+
+def _label(what: Replay, recording: RecordingSource) -> str | None:
+    """The label column, None where there is none.
+
+    Raises:
+        ConfigError: one was named, and is not there.
+    """
+    if recording.format == "csv":
+        names = set(recording.header)
+    else:
+        names = {name for fields in sample_fields(recording) for name in fields}
+    if what.label is None:
+        return "label" if "label" in names else None
+    if what.label not in names:
+        raise ConfigError(
+            f"--label {what.label}: there is no such column; there are {', '.join(sorted(names))}"
+        )
+    return what.label
+
+
+def _labels(recording: RecordingSource, label: str) -> CsvLabels | JsonLabels:
+    if recording.format == "csv":
+        return CsvLabels(recording.header, recording.delimiter, label)
+    return JsonLabels(label)
+
+
+def _device_name(worker: Worker) -> str:
+    return "none" if worker.model is None else str(worker.model.device)
+
+
+def _folder(url: str) -> Path:
+    return Path(url.removeprefix("file://"))
+
+
+def _serve(metrics: Metrics, address: str) -> None:
+    try:
+        metrics.serve(address)
+    except OSError as error:
+        raise ConfigError(f"serve.http: cannot listen on {address}: {error}") from error
+    log.info("metrics at http://%s/metrics", address)

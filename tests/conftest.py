@@ -37,7 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def _skipped_integration(config: pytest.Config) -> list[str]:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     reports = reporter.stats.get("skipped", []) if reporter else []
-    return [report.nodeid for report in reports if report.nodeid.startswith(INTEGRATION)]
+    return [
+        report.nodeid
+        for report in reports
+        if report.nodeid.startswith(INTEGRATION) or "integration" in getattr(report, "keywords", ())
+    ]
 
 
 @pytest.hookimpl(trylast=True)

@@ -33,9 +33,12 @@ KILL_MAX_S = 10.0
 @contextlib.contextmanager
 def _kafka_or_failure(directory: Path, brokers: int, *, private: bool) -> Iterator[Kafka]:
     with contextlib.ExitStack() as stack:
+        reason: KafkaUnavailable | None = None
         try:
             kafka = stack.enter_context(running_kafka(directory, brokers, private=private))
-        except KafkaUnavailable as reason:
+        except KafkaUnavailable as error:
+            reason = error
+        if reason is not None:
             pytest.fail(f"This test needs a Kafka and can get none: {reason}", pytrace=False)
         yield kafka
     # Pytest keeps the temporary folders of three sessions; a broker's files in them help nobody.

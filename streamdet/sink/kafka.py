@@ -1,25 +1,26 @@
 """Alerts and dead letters as records of two Kafka topics.
 
 Guarantees: `flush` returns only when every record handed over is on all replicas in sync, and waits for a broker
-that is away; a dead letter that Kafka refuses as too large arrives truncated and says so; memory is bounded, as
-`publish` itself flushes beyond 32 MiB. Not guaranteed: that a record arrives only once. When a broker dies at the
-wrong moment an alert may be repeated, with the same id.
+that is away; a record larger than its topic allows arrives truncated and says so; memory is bounded, as `publish`
+itself flushes beyond 32 MiB. Not guaranteed: that a record arrives only once. When a broker dies at the wrong moment
+an alert may be repeated, with the same id.
 """
 
 import contextlib
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-import msgspec
 from kafka import errors
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from streamdet.clock import Clock
 from streamdet.config import Settings
 from streamdet.errors import BrokerError
-from streamdet.events import ALERT_SCHEMA_VERSION, Alert, LaneId, Reject
+from streamdet.events import Alert, Reject
 from streamdet.kafka_client import (
     SLICE_S,
     TOO_LARGE_ERRORS,
@@ -31,17 +32,14 @@ from streamdet.kafka_client import (
     refusal,
     topics_of,
 )
+from streamdet.sink.kafka_records import Outgoing, fitted, of_alert, of_reject
 
 log = logging.getLogger(__name__)
 
-Headers = list[tuple[str, bytes]]
-
-# The largest record that the created topics take, and that is tried untruncated.
+# What the created topics take in one record: more than the largest that a broker accepts by default, by far.
 RECORD_BYTES_MAX: Final = 16 * 1024 * 1024
-# What a refused record is truncated to, one after the other: Kafka's default limit, and what any broker takes.
-TRUNCATED_BYTES: Final = (1_000_000, 100_000, 10_000, 0)
-# An error message quotes the record; in a header it must not make the dead letter too large again.
-ERROR_CHARS_MAX: Final = 1_000
+# Kafka's own default, assumed where this client may not ask.
+TOPIC_BYTES_MAX: Final = 1_048_588
 # Beyond this, publish flushes: kafka-python's producer has no bound of its own.
 PENDING_BYTES_MAX: Final = 32 * 1024 * 1024
 # No acknowledgement for this long: find out whether Kafka is away or a topic is gone.
@@ -55,17 +53,8 @@ DELIVERY_TIMEOUT_MS: Final = 7 * 24 * 3600 * 1000
 class _Sent:
     """A record on its way, with what is needed to send it again."""
 
-    topic: str
-    key: bytes | None
-    value: bytes
-    headers: Headers
-    alert: Alert | None = None
-    truncated: int = 0  # how often
-    future: Any = field(default=None, repr=False)
-
-    @property
-    def size(self) -> int:
-        return len(self.value) + len(self.key or b"")
+    record: Outgoing
+    future: Any = None  # kafka-python's; its exception is None and is_done true when the record has arrived
 
 
 class KafkaSink:
@@ -74,7 +63,7 @@ class KafkaSink:
     Args:
         settings: where to write to.
         clock: for waits.
-        stopped: asked during every wait; once it is true, waits end within half a second.
+        stopped: asked during every wait; once it is true, waits for a broker that is away end within half a second.
 
     Raises:
         BrokerError: Kafka refused the login, the access or the creation of a topic.
@@ -87,23 +76,13 @@ class KafkaSink:
         self._clock = clock
         self._stopped = stopped
         self._outage = Outage(settings.kafka, clock, stopped)
-        self._source = f"streamdet/{settings.input.group_id}".encode()
+        self._source = f"streamdet/{settings.input.group_id}"
+        self._topics = (settings.alerts_topic, settings.dead_letters_topic)
+        self._bytes_max: dict[str, int] = {}  # what each topic takes in one record
         self._pending: deque[_Sent] = deque()
         self._pending_bytes = 0
         self._outage.persist(self._ensure_topics)
-        self._producer = self._outage.persist(
-            lambda: producer(
-                settings.kafka,
-                enable_idempotence=True,
-                acks="all",
-                linger_ms=0,
-                max_request_size=RECORD_BYTES_MAX,
-                max_block_ms=500,
-                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-            )
-        )
+        self._producer = self._connect()
 
     def publish(self, alerts: Sequence[Alert], rejects: Sequence[Reject]) -> None:
         """Hand over; it is safe only after the next `flush`.
@@ -112,10 +91,11 @@ class KafkaSink:
             BrokerError: Kafka refused.
             BrokerUnavailableError: a stop was requested while waiting for Kafka.
         """
+        alerts_topic, dead_letters_topic = self._topics
         for alert in alerts:
-            self._send(self._of_alert(alert))
+            self._send(of_alert(alert, alerts_topic, self._source))
         for reject in rejects:
-            self._send(self._of_reject(reject))
+            self._send(of_reject(reject, dead_letters_topic))
 
     def flush(self) -> None:
         """Return when everything handed over has arrived; a broker that is away is waited for.
@@ -125,90 +105,61 @@ class KafkaSink:
             BrokerUnavailableError: a stop was requested while waiting for Kafka.
         """
         while self._pending:
-            sent = self._pending[0]
-            self._await(sent)
-            self._pending.popleft()
+            future = self._pending[0].future
+            self._settle(future)
+            if future.exception is None:
+                self._outage.ended()
+                self._pending.popleft()
+            else:
+                self._mend(future.exception)
         self._pending_bytes = 0
 
     def close(self) -> None:
         """Release what is held; what was not flushed may be lost."""
-        try:
-            self._producer.close(timeout=1)
-        except errors.KafkaError as error:
-            # It gives up before it has stopped its thread when records are still on their way; abort those first.
-            log.info("kafka producer closed with %d records on their way: %s", len(self._pending), error)
-            self._producer._sender.force_close()  # noqa: SLF001 - there is no public way
-            self._producer._sender.join(1)  # noqa: SLF001
+        _close(self._producer)
 
-    def _of_alert(self, alert: Alert) -> _Sent:
-        lane = LaneId(alert.source.topic, alert.source.partition)
-        headers = [
-            ("ce_specversion", b"1.0"),
-            ("ce_id", alert.id.encode()),
-            ("ce_source", self._source),
-            ("ce_type", b"streamdet.alert"),
-            ("ce_time", alert.event_time.encode()),
-            ("content-type", b"application/json"),
-            ("schema_version", ALERT_SCHEMA_VERSION.encode()),
-        ]
-        key = (alert.entity or str(lane)).encode()
-        return _Sent(self._settings.alerts_topic, key, msgspec.json.encode(alert), headers, alert)
+    def _connect(self) -> Any:  # noqa: ANN401 - kafka-python is untyped
+        options = {
+            "enable_idempotence": True,
+            "acks": "all",
+            "linger_ms": 0,
+            "max_request_size": 2 * RECORD_BYTES_MAX,
+            "max_block_ms": 500,
+            "delivery_timeout_ms": DELIVERY_TIMEOUT_MS,
+            "allow_auto_create_topics": False,
+            "metrics_enabled": False,
+        }
+        made = self._outage.persist(lambda: producer(self._settings.kafka, **options))
+        # With the partitions known from the start, handing over does not wait for a broker that goes away.
+        for topic in self._topics:
+            self._outage.persist(partial(made.partitions_for, topic))
+        return made
 
-    def _of_reject(self, reject: Reject) -> _Sent:
-        headers = [
-            ("reason", reject.reason.value.encode()),
-            ("error", reject.error[:ERROR_CHARS_MAX].encode(errors="replace")),
-            ("topic", reject.lane.topic.encode()),
-            ("partition", str(reject.lane.partition).encode()),
-            ("offset", str(reject.offset).encode()),
-            ("timestamp", str(reject.timestamp_ms).encode()),
-        ]
-        value = reject.value
-        if value is None:
-            # kafka-python refuses a record with neither key nor value; an empty value and a note say the same.
-            headers.append(("null_value", b"true"))
-            value = b""
-        return _Sent(self._settings.dead_letters_topic, reject.key, value, headers)
-
-    def _send(self, sent: _Sent) -> None:
-        if self._pending_bytes + sent.size > PENDING_BYTES_MAX:
+    def _send(self, record: Outgoing) -> None:
+        if self._pending_bytes + record.size > PENDING_BYTES_MAX:
             self.flush()
+        sent = _Sent(record)
+        self._pending_bytes += record.size
         self._hand_over(sent)
         self._pending.append(sent)
-        self._pending_bytes += sent.size
 
     def _hand_over(self, sent: _Sent) -> None:
         """Give the record to the producer, which sends it from a thread of its own."""
-        while True:
-            try:
-                sent.future = self._outage.persist(
-                    lambda: self._producer.send(sent.topic, sent.value, sent.key, list(sent.headers))
-                )
-            except BrokerError as error:
-                if not isinstance(error.__cause__, TOO_LARGE_ERRORS):
-                    raise
-                self._truncate(sent, error)
-            else:
-                return
+        before = sent.record
+        sent.record = fitted(before, self._bytes_max[before.topic])
+        if sent.record is not before:
+            log.warning("truncated topic=%s bytes=%d to=%d", before.topic, before.size, sent.record.size)
+        sent.future = self._outage.persist(lambda: self._try_send(sent.record))
 
-    def _await(self, sent: _Sent) -> None:
-        while True:
-            self._settle(sent.future)
-            error = sent.future.exception
-            if error is None:
-                self._outage.ended()
-                return
-            refused = refusal(error, self._settings.kafka)
-            if isinstance(error, TOO_LARGE_ERRORS):
-                self._truncate(sent, refused)
-            elif refused is not None:
-                raise refused from error
-            else:
-                log.warning("resending topic=%s reason=%s", sent.topic, error)
-                self._outage.pause()
-            self._hand_over(sent)
+    def _try_send(self, record: Outgoing) -> Any:  # noqa: ANN401
+        try:
+            return self._producer.send(record.topic, record.value, record.key, list(record.headers))
+        except errors.KafkaTimeoutError:
+            # The producer knows no partitions: Kafka is away, or the topic was deleted.
+            self._ensure_topics()
+            raise
 
-    def _settle(self, future: Any) -> None:  # noqa: ANN401 - kafka-python is untyped
+    def _settle(self, future: Any) -> None:  # noqa: ANN401
         """Wait until the record has arrived or failed; while nothing moves, find out why and say so."""
         look_s = self._clock.monotonic_s() + STALLED_S
         while not future.is_done:
@@ -232,37 +183,53 @@ class KafkaSink:
         else:
             self._outage.ended()
 
-    def _truncate(self, sent: _Sent, why: BaseException | None) -> None:
-        """Make a record fit that Kafka refused as too large."""
-        if sent.truncated == len(TRUNCATED_BYTES):
-            raise why or BrokerError(f"topic {sent.topic} takes no record at all")
-        size_max = TRUNCATED_BYTES[sent.truncated]
-        if sent.truncated == 0:
-            sent.headers = [
-                *sent.headers,
-                ("truncated", b"true"),
-                ("original_bytes", str(len(sent.value)).encode()),
-            ]
-        sent.truncated += 1
-        before = sent.size
-        if sent.alert is not None:
-            sent.value = msgspec.json.encode(msgspec.structs.replace(sent.alert, event={}))
+    def _mend(self, error: BaseException) -> None:
+        """Send again what has not arrived, with a new producer: the old one may have given up for good."""
+        if isinstance(error, TOO_LARGE_ERRORS):
+            self._lower_limits(error)
         else:
-            sent.key = None if sent.key is None else sent.key[:size_max]
-            sent.value = sent.value[: size_max - len(sent.key or b"")]
-        log.warning("truncated topic=%s bytes=%d truncated_to=%d", sent.topic, before, sent.size)
+            self._outage.failed(error)
+            self._outage.pause()
+        log.info("sending again records=%d reason=%s", len(self._pending), error)
+        _close(self._producer)
+        self._producer = self._connect()
+        for sent in self._pending:
+            if not sent.future.is_done or sent.future.exception is not None:
+                self._hand_over(sent)
+
+    def _lower_limits(self, error: BaseException) -> None:
+        """Something was too large: ask for the limits again, and lower one where the answer explains nothing.
+
+        One refused record makes kafka-python's producer fail all of them with the same error, so the largest is
+        taken for the one.
+        """
+        self._outage.persist(self._ensure_topics)
+        if any(_shrinks(sent.record, self._bytes_max[sent.record.topic]) for sent in self._pending):
+            return
+        largest = max((sent.record for sent in self._pending), key=lambda record: record.size)
+        if not _shrinks(largest, largest.size // 2):
+            raise refusal(error, self._settings.kafka) or BrokerError(
+                f"topic {largest.topic} takes no records"
+            )
+        self._bytes_max[largest.topic] = largest.size // 2
 
     def _ensure_topics(self) -> None:
+        """Create the topics if they are absent, and learn how large a record they take."""
         settings = self._settings
-        mine = (settings.alerts_topic, settings.dead_letters_topic)
-        asked = (*settings.input.topics[:1], *mine)
+        asked = (*settings.input.topics[:1], *self._topics)
         found = topics_of(settings.kafka, asked, self._clock, self._stopped)
-        absent = [topic for topic in mine if topic not in found]
-        if absent:
-            self._create(dict.fromkeys(absent, found.get(asked[0], 1)))
+        absent = [topic for topic in self._topics if topic not in found]
+        client = admin(settings.kafka)
+        try:
+            if absent:
+                self._create(client, dict.fromkeys(absent, found.get(asked[0], 1)))
+            for topic in self._topics:
+                known = self._bytes_max.get(topic, RECORD_BYTES_MAX)
+                self._bytes_max[topic] = min(known, _bytes_max(client, topic))
+        finally:
+            client.close()
 
-    def _create(self, partitions: Mapping[str, int]) -> None:
-        """Create topics. Raises BrokerError where that is not allowed."""
+    def _create(self, client: Any, partitions: Mapping[str, int]) -> None:  # noqa: ANN401
         wanted = {
             topic: {
                 "num_partitions": n,
@@ -271,12 +238,7 @@ class KafkaSink:
             }
             for topic, n in partitions.items()
         }
-        client = admin(self._settings.kafka)
-        try:
-            answer = client.create_topics(wanted, raise_errors=False)
-        finally:
-            client.close()
-        for topic in answer["topics"]:
+        for topic in client.create_topics(wanted, raise_errors=False)["topics"]:
             error = errors.for_code(topic["error_code"])
             if error in (errors.NoError, errors.TopicAlreadyExistsError):
                 continue
@@ -287,4 +249,31 @@ class KafkaSink:
                 f"cannot create topic {topic['name']!r} on Kafka at {self._settings.kafka.bootstrap_servers}: "
                 f"{why}; have it created by somebody who may"
             )
+        client.wait_for_topics(list(partitions))
         log.info("created topics=%s", ",".join(partitions))
+
+
+def _shrinks(record: Outgoing, size_max: int) -> bool:
+    return fitted(record, size_max).size < record.size
+
+
+def _bytes_max(client: Any, topic: str) -> int:  # noqa: ANN401
+    asked = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
+    try:
+        answer = client.describe_configs([asked], config_filter="all")
+    except errors.AuthorizationError:
+        return TOPIC_BYTES_MAX
+    return int(answer["topic"][topic]["max.message.bytes"]["value"])
+
+
+def _close(made: Any) -> None:  # noqa: ANN401
+    """Close a producer, whatever is still on its way."""
+    try:
+        made.close(timeout=1)
+    except errors.KafkaError as error:
+        # It gives up before it has stopped its thread when records are on their way; abort those first.
+        log.info("kafka producer closed with records on their way reason=%s", error)
+        made._sender.force_close()  # noqa: SLF001 - there is no public way
+        made._sender.join(1)  # noqa: SLF001
+        with contextlib.suppress(errors.KafkaError):
+            made.close(timeout=0)

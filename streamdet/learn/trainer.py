@@ -41,6 +41,35 @@ class Snapshot:
     at: int  # events seen
 
 
+class Adam:
+    """Adam (Kingma & Ba, ICLR 2015) with the usual decay rates.
+
+    Not `torch.optim`: the first optimiser made there imports torch's compiler, which takes seconds, and a worker that
+    has just started cannot spare them.
+    """
+
+    def __init__(self, parameters: list[Tensor], rate: float) -> None:
+        self._parameters = parameters
+        self._rate = rate
+        self._mean = [torch.zeros_like(p) for p in parameters]
+        self._square = [torch.zeros_like(p) for p in parameters]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the parameters against their gradients, which are used up."""
+        self._steps += 1
+        rate = self._rate / (1.0 - 0.9**self._steps)
+        correction = 1.0 - 0.999**self._steps
+        for parameter, mean, square in zip(self._parameters, self._mean, self._square, strict=True):
+            gradient = parameter.grad
+            assert gradient is not None  # noqa: S101 - every parameter takes part in the loss
+            mean.lerp_(gradient, 0.1)
+            square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            parameter.addcdiv_(mean, (square / correction).sqrt_().add_(1e-8), value=-rate)
+            parameter.grad = None
+
+
 def train(
     snapshot: Snapshot,
     previous: ModelVersion | None,
@@ -89,15 +118,12 @@ def _fit(
     z = scaler.transform(torch.from_numpy(rows.values).to(device))  # (n, F)
     seen = torch.from_numpy(~rows.imputed).to(device)
     network = network.to(device)
-    optimiser = torch.optim.Adam(
-        network.parameters(), lr=LEARNING_RATE_FINE_TUNE if fine_tune else LEARNING_RATE
-    )
+    optimiser = Adam(list(network.parameters()), LEARNING_RATE_FINE_TUNE if fine_tune else LEARNING_RATE)
     for _ in range(STEPS_FINE_TUNE if fine_tune else STEPS_FIRST):
         chosen = torch.randint(len(z), (min(MINIBATCH, len(z)),), generator=generator).to(device)
         target, mask = z[chosen], seen[chosen]
         noise = NOISE * torch.randn(target.shape, generator=generator).to(device)
         loss = _masked_loss(network(target + noise), target, mask)
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return network.cpu().eval()

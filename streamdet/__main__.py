@@ -1,0 +1,5 @@
+"""`python -m streamdet`."""
+
+from streamdet.cli import main
+
+main()

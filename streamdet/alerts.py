@@ -12,6 +12,7 @@ the middle of one gets it again. Not guaranteed: that an alert comes once. Its `
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
@@ -117,9 +118,10 @@ class Subscription(Iterator[Alert]):
         self._current: Any = None  # the record that was handed out last
         self._done: dict[TopicPartition, int] = {}  # where the group would go on
         self._told: dict[TopicPartition, int] = {}  # what of it was committed
+        self._ends: dict[TopicPartition, int] | None = None  # where it ends, if it does not follow
         self._revoked = Revocations()
         self._commit_s = clock.monotonic_s()
-        outage = Outage(kafka, clock, stopped)
+        outage = Outage(kafka, clock, stopped, "alerts")
         found = outage.persist(lambda: topics_of(kafka, [topic], clock, stopped))
         if topic not in found:
             raise BrokerError(
@@ -130,7 +132,8 @@ class Subscription(Iterator[Alert]):
         self._consumer = self._reader.consumer
         try:
             self._take_place(topic, found[topic])
-            self._ends = None if follow else self._ask("end_offsets", self._consumer.assignment())
+            if not follow:
+                self._ends = self._ask("end_offsets", self._consumer.assignment())
         except BaseException:
             self._reader.close()
             raise
@@ -143,7 +146,8 @@ class Subscription(Iterator[Alert]):
             StopIteration: time is up, a stop was requested, or everything that was there has been handed out.
         """
         self._finish_current()
-        began_s = self._clock.monotonic_s()
+        end_s = math.inf if self._timeout_s is None else self._clock.monotonic_s() + self._timeout_s
+        looked = False  # at least once, also when there is no time
         while not self._stopped():
             while self._records:
                 self._current = self._records.popleft()
@@ -151,15 +155,12 @@ class Subscription(Iterator[Alert]):
                 if alert is not None and self._entity in (None, alert.entity):
                     return alert
                 self._finish_current()
-            if self._at_end():
+            left_s = end_s - self._clock.monotonic_s()
+            if self._at_end() or (looked and left_s <= 0):
                 break
-            wait_s = SLICE_S
-            if self._timeout_s is not None:
-                wait_s = began_s + self._timeout_s - self._clock.monotonic_s()
-                if wait_s <= 0:
-                    break
             self._commit(COMMIT_EVERY_S)
-            self._read(wait_s)
+            self._read(left_s)
+            looked = True
         raise StopIteration
 
     def close(self) -> None:
@@ -181,12 +182,13 @@ class Subscription(Iterator[Alert]):
 
     def _take_place(self, topic: str, partitions: int) -> None:
         """Settle now where reading begins, so that what is published from here on is not missed."""
+        every = {TopicPartition(topic, p) for p in range(partitions)}
         if self._group_id is None:
-            assigned = {TopicPartition(topic, p) for p in range(partitions)}
-            self._consumer.assign(sorted(assigned))
-            self._begin(assigned)
+            self._consumer.assign(sorted(every))
+            self._begin(every)
             return
         self._consumer.subscribe([topic], listener=self._revoked)
+        self._reader.learn(every)
         while not self._stopped():
             self._read(SLICE_S)
             if self._consumer.group_metadata().state != MemberState.STABLE:
@@ -241,8 +243,9 @@ class Subscription(Iterator[Alert]):
             self._skip_gap(error)
         else:
             self._forget(self._revoked.take())
-            for records in polled.values():
-                self._records.extend(records)
+            for tp, records in polled.items():
+                end = None if self._ends is None else self._ends.get(tp, 0)
+                self._records.extend(r for r in records if end is None or r.offset < end)
 
     def _forget(self, lost: Set[TopicPartition]) -> None:
         """What other subscribers of the group have now must neither be handed out here nor set back."""

@@ -166,8 +166,9 @@ class Outage:
     `stopped` ends a wait within half a second.
     """
 
-    def __init__(self, kafka: Kafka, clock: Clock, stopped: Stopped = never) -> None:
+    def __init__(self, kafka: Kafka, clock: Clock, stopped: Stopped = never, client: str = "client") -> None:
         self._kafka = kafka
+        self._client = client  # who tells; each has connections of its own
         self._clock = clock
         self._stopped = stopped
         self._since_s: float | None = None
@@ -182,13 +183,15 @@ class Outage:
         """Note that Kafka does not answer."""
         if self._since_s is None:
             self._since_s = self._clock.monotonic_s()
-            log.warning("kafka away servers=%s reason=%s", self._kafka.bootstrap_servers, why)
+            servers = self._kafka.bootstrap_servers
+            log.warning("kafka away client=%s servers=%s reason=%s", self._client, servers, why)
 
     def ended(self) -> None:
         """Note that Kafka answers."""
         if self._since_s is not None:
             away_s = self._clock.monotonic_s() - self._since_s
-            log.warning("kafka back servers=%s away_s=%.1f", self._kafka.bootstrap_servers, away_s)
+            servers = self._kafka.bootstrap_servers
+            log.warning("kafka back client=%s servers=%s away_s=%.1f", self._client, servers, away_s)
         self._since_s = None
         self._backoff_s = BACKOFF_MIN_S
 

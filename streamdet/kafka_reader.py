@@ -130,6 +130,14 @@ class Reader:
         """
         return self._outage.persist(lambda: attempt(self.call_ms))
 
+    def learn(self, partitions: Set[TopicPartition]) -> None:
+        """Know these partitions before joining a group.
+
+        kafka-python joins at once, and a leader that has no metadata yet assigns nothing to anybody: the group would
+        be complete, and idle until the next rebalance.
+        """
+        self.call(lambda ms: self.consumer.end_offsets(list(partitions), timeout_ms=ms))
+
     def close(self) -> None:
         """Leave the group at once; without a broker, give up."""
         try:

@@ -75,7 +75,7 @@ class KafkaSink:
         self._settings = settings
         self._clock = clock
         self._stopped = stopped
-        self._outage = Outage(settings.kafka, clock, stopped)
+        self._outage = Outage(settings.kafka, clock, stopped, "sink")
         self._source = f"streamdet/{settings.input.group_id}"
         self._topics = (settings.alerts_topic, settings.dead_letters_topic)
         self._bytes_max: dict[str, int] = {}  # what each topic takes in one record

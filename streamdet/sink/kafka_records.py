@@ -91,8 +91,8 @@ def fitted(record: Outgoing, size_max: int) -> Outgoing:
 def _fitted_alert(record: Outgoing, alert: Alert, headers: Headers, size_max: int) -> Outgoing:
     shrunk = record
     entity = None if alert.entity is None else alert.entity[:ENTITY_CHARS_MAX]
-    less: dict[str, object]
-    for less in ({"event": {}}, {"features": []}, {"entity": entity}):
+    steps: list[dict[str, object]] = [{"event": {}}, {"features": []}, {"entity": entity}]
+    for less in steps:
         alert = msgspec.structs.replace(alert, **less)
         key = record.key if alert.entity is None else alert.entity.encode()
         shrunk = Outgoing(record.topic, key or record.key, msgspec.json.encode(alert), headers, alert)

@@ -74,7 +74,7 @@ class KafkaSource:
         self._stopped = stopped
         self._start = given.start
         self._wait_s = given.batch.max_wait_ms / 1000
-        self._outage = Outage(kafka, clock, stopped)
+        self._outage = Outage(kafka, clock, stopped, "source")
         found = self._outage.persist(lambda: topics_of(kafka, given.topics, clock, stopped))
         for topic in given.topics:
             if topic not in found:
@@ -93,6 +93,7 @@ class KafkaSource:
         self._consumer = self._reader.consumer
         self._revoked = Revocations()
         self._consumer.subscribe(list(given.topics), listener=self._revoked)
+        self._reader.learn({TopicPartition(t, p) for t, count in found.items() for p in range(count)})
         self._lanes: frozenset[LaneId] = frozenset()
         self._next: dict[LaneId, int] = {}
 

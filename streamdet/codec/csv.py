@@ -49,7 +49,7 @@ class CsvCodec:
 
     def original(self, value: bytes) -> dict[str, object]:
         """All fields of one readable value; numbers as numbers."""
-        fields = next(csv.reader([value.decode("utf-8")], delimiter=self._delimiter))
+        fields = self._split(value.decode("utf-8"))
         return {name: _plain(text) for name, text in zip(self._header, fields, strict=True)}
 
     def width(self, value: bytes) -> int:
@@ -60,17 +60,19 @@ class CsvCodec:
             return 0
 
     def _split_all(self, values: Sequence[bytes]) -> list[list[str]] | None:
-        """All rows, or None if any is not as wide as the header."""
+        """All rows, or None if any cannot be read or is not as wide as the header."""
         try:
-            lines = [value.decode("utf-8") for value in values]
-            if any('"' in line for line in lines):
-                rows = list(csv.reader(lines, delimiter=self._delimiter, strict=True))
-            else:
-                rows = [line.split(self._delimiter) for line in lines]
+            rows = [self._split(value.decode("utf-8")) for value in values]
         except (UnicodeDecodeError, csv.Error):
             return None
         width = len(self._header)
-        return rows if len(rows) == len(values) and all(len(row) == width for row in rows) else None
+        return rows if all(len(row) == width for row in rows) else None
+
+    def _split(self, text: str) -> list[str]:
+        """The fields of one row: nothing else is to be said about a row without quotes and line ends."""
+        if '"' in text or "\n" in text or "\r" in text:
+            return next(csv.reader([text], delimiter=self._delimiter, strict=True))
+        return text.split(self._delimiter)
 
     def _one_by_one(self, values: Sequence[bytes]) -> Columns:
         rows: list[tuple[int, Row]] = []
@@ -92,7 +94,7 @@ class CsvCodec:
         except UnicodeDecodeError as error:
             return Reason.INVALID_ENCODING, f"not UTF-8: {error.reason} at byte {error.start}"
         try:
-            fields = next(csv.reader([text], delimiter=self._delimiter, strict=True), [])
+            fields = self._split(text)
         except csv.Error as error:
             return Reason.INVALID_SYNTAX, f"not CSV: {error}"
         if len(fields) != len(self._header):

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from streamdet.codec.columns import Columns, Problem, Row, gather
-from streamdet.codec.keys import may_repeat_a_key
+from streamdet.codec.keys import DEPTH_MAX, is_too_deep, suspects
 from streamdet.events import Reason, Schema
 
 _NUMBER = float | bool | None
@@ -39,8 +39,12 @@ class JsonCodec:
 
         numeric = [field(name, _NUMBER, math.nan) for name in schema.numeric]
         self._categorical = [attrgetter(field(name, _NAME, None)) for name in schema.categorical]
-        self._timestamp = attrgetter(field(schema.timestamp, _TIME, None)) if schema.timestamp else None
-        self._entity = attrgetter(field(schema.entity, str | int | None, None)) if schema.entity else None
+        self._timestamp = (
+            attrgetter(field(schema.timestamp, _TIME, None)) if schema.timestamp is not None else None
+        )
+        self._entity = (
+            attrgetter(field(schema.entity, str | int | None, None)) if schema.entity is not None else None
+        )
         # attrgetter of one name gives the bare value, of several a tuple; the extra name makes it always a tuple.
         self._numeric = attrgetter(*numeric, *numeric[-1:]) if numeric else None
         struct = msgspec.defstruct("Event", fields, rename=rename, gc=False)
@@ -55,16 +59,14 @@ class JsonCodec:
             except (msgspec.MsgspecError, RecursionError):
                 events = []
             if len(events) == len(values):
-                suspects = may_repeat_a_key(lines, len(values))
-                if not suspects.any() or not any(
-                    _repeated(values[i]) for i in np.flatnonzero(suspects).tolist()
-                ):
+                doubtful = np.flatnonzero(suspects(lines, len(values))).tolist()
+                if all(isinstance(parse_object(values[i]), dict) for i in doubtful):
                     return self._columns(events)
         return self._one_by_one(values)
 
     def original(self, value: bytes) -> dict[str, object]:
         """All fields of one readable value."""
-        fields: dict[str, object] = json.loads(value, parse_constant=lambda _: None)
+        fields: dict[str, object] = json.loads(value, parse_constant=lambda _: None, parse_int=_integer)
         return fields
 
     def _columns(self, events: Sequence[object]) -> Columns:
@@ -143,16 +145,22 @@ def parse_object(value: bytes) -> dict[str, object] | tuple[Reason, str]:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
         return Reason.INVALID_ENCODING, f"not UTF-8: {error.reason} at byte {error.start}"
+    if is_too_deep(value):
+        return Reason.TOO_DEEP, f"nested more than {DEPTH_MAX} deep"
     try:
-        parsed = json.loads(text, object_pairs_hook=_object)
-    except RecursionError:
-        return Reason.TOO_DEEP, "nested too deeply"
+        parsed = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except ValueError as error:
         return Reason.INVALID_SYNTAX, f"not JSON: {error}"
+    return _checked(parsed, text)
+
+
+def _checked(parsed: object, text: str) -> dict[str, object] | tuple[Reason, str]:
     if not isinstance(parsed, _Object):
         return Reason.NOT_AN_OBJECT, f"a JSON object was expected, not {type(parsed).__name__}"
     if parsed.repeated is not None:
         return Reason.DUPLICATE_KEY, f"key {parsed.repeated!r} is there more than once"
+    if "\\u" in text and not _is_sayable(parsed):
+        return Reason.INVALID_ENCODING, "an escape is half of a surrogate pair, which is no text"
     return parsed
 
 
@@ -164,8 +172,21 @@ def _object(pairs: list[tuple[str, object]]) -> _Object:
     return made
 
 
-def _repeated(value: bytes) -> bool:
-    return not isinstance(parse_object(value), dict)
+def _integer(digits: str) -> int | float:
+    """Python refuses to read integers of more than 4,300 digits; one that nobody asked for may stand anywhere."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
+
+
+def _is_sayable(parsed: dict[str, object]) -> bool:
+    """Whether UTF-8 can say every text in it; an alert that carries another could not be published."""
+    try:
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_utf8(text: bytes) -> bool:

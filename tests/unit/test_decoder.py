@@ -1,0 +1,139 @@
+"""The rules that hold for every format: which records are rejects, why, and what a reject carries."""
+
+import math
+
+import numpy as np
+import pytest
+from strategies import CSV_GOOD, CSV_HEADER, GOOD_VALUE, LANE, SCHEMA, records_of
+
+from streamdet.codec.csv import CsvCodec
+from streamdet.codec.decoder import Decoder
+from streamdet.codec.json import JsonCodec
+from streamdet.events import Reason, Reject, Schema
+
+
+def decoder_of(schema: Schema = SCHEMA, *, max_bytes: int = 1000, reject_unusable: bool = False) -> Decoder:
+    codec = JsonCodec(schema, reject_unusable=reject_unusable)
+    return Decoder(codec, schema, max_bytes, reject_unusable=reject_unusable)
+
+
+def reason_of(value: bytes | None, *, reject_unusable: bool = False) -> Reason | None:
+    decoded = decoder_of(reject_unusable=reject_unusable).decode(records_of([GOOD_VALUE, value, GOOD_VALUE]))
+    assert len(decoded.events) + len(decoded.rejects) == 3
+    return decoded.rejects[0].reason if decoded.rejects else None
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, Reason.TOMBSTONE),
+        (b'{"x": "%s"}' % (b"y" * 1000), Reason.TOO_LARGE),
+        (b"\xff", Reason.INVALID_ENCODING),
+        (b"{", Reason.INVALID_SYNTAX),
+        (b"3", Reason.NOT_AN_OBJECT),
+        (b"[" * 100, Reason.TOO_DEEP),
+        (GOOD_VALUE.replace(b"{", b'{"ts": 1, '), Reason.DUPLICATE_KEY),
+        (GOOD_VALUE.replace(b'"d1"', b'""'), Reason.MISSING_ENTITY),
+        (GOOD_VALUE.replace(b'"d1"', b"null"), Reason.MISSING_ENTITY),
+        (GOOD_VALUE.replace(b'"device": "d1", ', b""), Reason.MISSING_ENTITY),
+        (GOOD_VALUE.replace(b"2026-03", b"2026-13"), Reason.INVALID_TIMESTAMP),
+        (GOOD_VALUE.replace(b'"2026-03-01T12:00:00Z"', b"9" * 400), Reason.INVALID_TIMESTAMP),
+        (b'{"ts": 1700000000, "device": "d1", "temperature": null, "pressure": "x"}', Reason.NO_FEATURES),
+        (b'{"ts": 1700000000, "device": "d1", "temperature": 1e999}', Reason.NO_FEATURES),
+        (b'{"ts": 1700000000, "device": "d1", "site": "north"}', None),
+        (b'{"ts": 1700000000, "device": "d1", "pressure": 0}', None),
+        (GOOD_VALUE.replace(b"20.5", b"Infinity"), None),
+    ],
+)
+def test_each_kind_of_bad_record_has_its_reason_and_what_is_left_of_others_is_judged(
+    value: bytes | None, reason: Reason | None
+) -> None:
+    assert reason_of(value) == reason
+
+
+@pytest.mark.parametrize("written", [b"Infinity", b"-1e999", b'"warm"', b"[]", b"9" * 400])
+def test_unusable_numbers_are_rejected_where_asked_and_else_missing_and_counted(written: bytes) -> None:
+    value = GOOD_VALUE.replace(b"20.5", written)
+    assert reason_of(value, reject_unusable=True) == Reason.INVALID_VALUE
+    decoded = decoder_of().decode(records_of([value]))
+    assert math.isnan(decoded.events.numeric[0, 0])
+    assert decoded.events.numeric[0, 1] == 1.0
+    assert decoded.unusable == 1
+
+
+def test_nan_and_null_are_missing_and_never_rejected_as_unusable() -> None:
+    for written in (b"NaN", b"null"):
+        assert reason_of(GOOD_VALUE.replace(b"20.5", written), reject_unusable=True) is None
+    assert decoder_of().decode(records_of([GOOD_VALUE.replace(b"20.5", b"null")])).unusable == 0
+
+
+def test_a_reject_carries_where_it_came_from_and_what_it_was() -> None:
+    records = records_of([GOOD_VALUE, b"{", GOOD_VALUE])
+    (reject,) = decoder_of().decode(records).rejects
+    assert reject == Reject(LANE, 102, 1_700_000_000_001, b"key-1", b"{", Reason.INVALID_SYNTAX, reject.error)
+    assert "not JSON" in reject.error
+
+
+def test_an_error_names_the_field_that_is_to_blame() -> None:
+    for value, name in (
+        (GOOD_VALUE.replace(b'"d1"', b"[]"), "device"),
+        (GOOD_VALUE.replace(b"2026", b"soon"), "ts"),
+    ):
+        (reject,) = decoder_of().decode(records_of([value])).rejects
+        assert repr(name) in reject.error
+
+
+def test_a_record_with_several_faults_is_rejected_once() -> None:
+    value = b'{"ts": "soon", "device": "", "temperature": "x"}'
+    for reject_unusable in (False, True):
+        decoded = decoder_of(reject_unusable=reject_unusable).decode(records_of([value, value]))
+        assert len(decoded.rejects) == 2
+        assert len(decoded.events) == 0
+
+
+def test_without_a_time_field_the_time_of_the_record_counts() -> None:
+    schema = Schema(None, "device", ("temperature",), ())
+    events = decoder_of(schema).decode(records_of([b"{", GOOD_VALUE, GOOD_VALUE])).events
+    assert events.times_ms.tolist() == [1_700_000_000_001, 1_700_000_000_002]
+
+
+def test_without_an_entity_field_all_events_belong_to_the_stream() -> None:
+    schema = Schema("ts", None, ("temperature",), ())
+    assert list(decoder_of(schema).decode(records_of([GOOD_VALUE, b"{", GOOD_VALUE])).events.entities) == [
+        "",
+        "",
+    ]
+
+
+def test_a_batch_of_bad_records_and_an_empty_one_give_empty_columns() -> None:
+    for values in ([], [None, None], [b"{", b"["]):
+        decoded = decoder_of().decode(records_of(values))
+        assert len(decoded.events) == 0
+        assert decoded.events.numeric.shape == (0, 2)
+        assert len(decoded.events.categorical) == 1
+        assert len(decoded.rejects) == len(values)
+
+
+def test_the_largest_record_allowed_is_judged() -> None:
+    for limit, judged in ((len(GOOD_VALUE), 1), (len(GOOD_VALUE) - 1, 0)):
+        assert len(decoder_of(max_bytes=limit).decode(records_of([GOOD_VALUE])).events) == judged
+
+
+def test_csv_rows_follow_the_same_rules() -> None:
+    decoder = Decoder(CsvCodec(SCHEMA, CSV_HEADER), SCHEMA, 1000, reject_unusable=False)
+    values = [
+        CSV_GOOD,
+        CSV_GOOD.replace(b"d1", b""),
+        b"soon" + CSV_GOOD[20:],
+        CSV_GOOD.replace(b"20.5", b"inf"),
+        None,
+    ]
+    decoded = decoder.decode(records_of(values))
+    assert decoded.events.offsets.tolist() == [100, 106]
+    assert [r.reason for r in decoded.rejects] == [
+        Reason.MISSING_ENTITY,
+        Reason.INVALID_TIMESTAMP,
+        Reason.TOMBSTONE,
+    ]
+    assert np.isnan(decoded.events.numeric[1, 0])
+    assert decoder.original(CSV_GOOD)["site"] == "north"

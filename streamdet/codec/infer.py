@@ -80,4 +80,5 @@ def _kind(column: Sequence[object]) -> str:
 
 
 def _is_identifier(column: Sequence[object]) -> bool:
-    return len(column) >= _IDENTIFIER_ROWS_MIN and len(set(column)) > _IDENTIFIER_SHARE * len(column)
+    texts = [value for value in column if isinstance(value, str)]  # of another type one may be a list
+    return len(texts) >= _IDENTIFIER_ROWS_MIN and len(set(texts)) > _IDENTIFIER_SHARE * len(texts)

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import torch
 
 from streamdet.checkpoint.store import CheckpointFolder
 from streamdet.clock import Clock, SystemClock
@@ -83,8 +82,6 @@ def build(
     device, warning = choose_device(settings.model)
     if warning is not None:
         log.warning(warning)
-    # One thread scores, one trains: more would fight for the cores and, on the CPU, change rounding.
-    torch.set_num_threads(1)
     metrics = Metrics()
     metrics.device.labels(str(device)).set(1)
     metrics.asked_rate.set(settings.limit.alert_rate)

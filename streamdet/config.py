@@ -207,7 +207,10 @@ class Gate(Section):
         3.0, gt=0, description="Share of held-out rows above the limit, against the asked rate."
     )
     detection_loss_max: float = Field(
-        0.05, ge=0, le=1, description="How much smaller a share of planted anomalies it may find."
+        0.05,
+        ge=0,
+        le=1,
+        description="How much worse it may tell planted anomalies from normal rows (as an area under the ROC curve).",
     )
 
 
@@ -216,9 +219,9 @@ class Learning(Section):
 
     enabled: bool = Field(True, description="False: the model of the end of warm-up stays for good.")
     warmup: int = Field(1000, ge=256, le=10_000_000, description="Events learnt from before the first alert.")
-    every: int = Field(10_000, ge=256, description="Events between fine-tunes.")
+    every: int = Field(20_000, ge=256, description="Events between fine-tunes.")
     lag: int = Field(
-        2_000,
+        10_000,
         ge=0,
         description="Events between the start of a fine-tune and its adoption; at exactly that count.",
     )

@@ -49,23 +49,38 @@ def examine(
     alert_rate: float,
     gate: Gate,
 ) -> GateResult:
-    """Compare on held-out normal rows, under the limit in force."""
-    scores = candidate.score(held_out)
-    if not np.isfinite(scores).all():
+    """Compare on held-out normal rows, oldest first, under the limit in force."""
+    before, after = current.score(held_out), candidate.score(held_out)
+    if not np.isfinite(after).all():
         return GateResult(Refusal.NOT_FINITE, np.nan, np.nan, np.nan, np.nan)
     loss_ratio = _unexplained(candidate, held_out) / _unexplained(current, held_out)
-    alert_share = float((scores >= limit).mean())
+    # The limit goes over to the candidate's scale by the older rows, and is tried on the newer ones.
+    half = len(held_out) // 2
+    carried = np.interp(
+        limit, np.sort(before[:half]), np.sort(after[:half]), right=_beyond(limit, before, after, half)
+    )
+    alert_share = float((after[half:] >= carried).mean())
     planted = _planted(held_out, current)
-    detected = float((candidate.score(planted) >= limit).mean())
-    before = float((current.score(planted) >= limit).mean())
+    detected = _separation(candidate.score(planted), after)
+    detected_before = _separation(current.score(planted), before)
     refusal = None
     if loss_ratio > gate.loss_ratio_max:
         refusal = Refusal.LOSS
-    elif alert_share > gate.alert_ratio_max * alert_rate + ALERTS_SLACK / len(held_out):
+    elif alert_share > gate.alert_ratio_max * alert_rate + ALERTS_SLACK / (len(held_out) - half):
         refusal = Refusal.ALERT_VOLUME
-    elif detected < before - gate.detection_loss_max:
+    elif detected < detected_before - gate.detection_loss_max:
         refusal = Refusal.DETECTION
-    return GateResult(refusal, loss_ratio, alert_share, detected, before)
+    return GateResult(refusal, loss_ratio, alert_share, detected, detected_before)
+
+
+def _beyond(limit: float, before: Floats, after: Floats, half: int) -> float:
+    """The limit on the candidate's scale where it lies above all scores: by the ratio of the largest ones."""
+    return float(limit * after[:half].max() / max(before[:half].max(), 1e-9))
+
+
+def _separation(planted: Floats, normal: Floats) -> float:
+    """Probability that a planted anomaly scores above a normal row: by ranks, as some of the rows may not be normal."""
+    return float((np.searchsorted(np.sort(normal), planted) / len(normal)).mean())
 
 
 def _unexplained(model: ModelVersion, rows: Rows) -> float:
@@ -79,7 +94,10 @@ def _typical(scores: Floats) -> float:
 
 
 def _planted(rows: Rows, model: ModelVersion) -> Rows:
-    """The rows, each with one column moved far; columns and directions take turns."""
+    """The rows, each with one column moved far; columns and directions take turns.
+
+    Far is measured by the rows themselves, so that a stream that has become wider is not held against a candidate.
+    """
     values = rows.values.copy()
     number = np.arange(len(values))
     column = number % values.shape[1]

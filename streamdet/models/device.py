@@ -9,9 +9,13 @@ from streamdet.errors import DeviceError
 def choose_device(settings: Model) -> tuple[torch.device, str | None]:
     """The device, and what to say if it is not the one asked for.
 
+    From here on torch uses one thread a call: one scores, one trains, and more would fight for the cores and change
+    the rounding.
+
     Raises:
         DeviceError: the device asked for is not there and `strict` forbids another.
     """
+    torch.set_num_threads(1)
     asked = settings.device
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if asked == "cpu" or (asked == "auto" and not available):

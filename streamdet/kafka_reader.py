@@ -24,6 +24,8 @@ CALL_MS: Final = 5_000
 CALL_AWAY_MS: Final = 400
 # Poll without a connected broker for this long: the broker counts as away. Reconnecting takes less.
 UNREACHED_S: Final = 1.0
+# With a heartbeat a member also learns that another one has come: a rebalance takes up to two of them.
+HEARTBEAT_MS: Final = 1_000
 
 
 class Revocations(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -66,6 +68,7 @@ class Reader:
             "isolation_level": "read_committed",
             "allow_auto_create_topics": False,
             "metrics_enabled": False,
+            "heartbeat_interval_ms": HEARTBEAT_MS,
             **options,
         }
         clients = Clients()

@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 # How long the group waits for a worker that was killed. Heartbeats come from a thread of their own but need the
 # interpreter for a moment: a long compilation or garbage collection must fit in here.
 SESSION_TIMEOUT_MS: Final = 20_000
-# With a heartbeat a worker also learns that another one has come: a rebalance takes two of them.
-HEARTBEAT_MS: Final = 1_000
 
 # The group has moved on without this worker: the records will be judged again by whoever has the lane now.
 REBALANCED_ERRORS: Final = (
@@ -88,7 +86,6 @@ class KafkaSource:
             max_partition_fetch_bytes=given.batch.max_bytes,
             partition_assignment_strategy=[CooperativeStickyAssignor],
             session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=HEARTBEAT_MS,
         )
         self._consumer = self._reader.consumer
         self._revoked = Revocations()

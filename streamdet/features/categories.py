@@ -37,15 +37,13 @@ class Rarity:
         for i, value in enumerate(values):
             code = self._codes.get(value)
             if code is None:
-                if len(self._codes) >= self._max:  # rare: bring the counts up to date, then make room
-                    self._count(codes[start:i], out[start:i])
-                    start = i
+                # Settled first: the events before do not know of this value, and how many are known counts.
+                self._count(codes[start:i], out[start:i])
+                start = i
+                if len(self._codes) >= self._max:
                     self._keep_frequent_half()
                 code = len(self._codes)
                 self._codes[value] = code
-                # Settled at once: how many values are known is part of the rarity of the events that follow.
-                self._count(codes[start:i], out[start:i])
-                start = i
                 self._make_room(code)
             codes[i] = code
         self._count(codes[start:], out[start:])

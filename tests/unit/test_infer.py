@@ -79,8 +79,8 @@ def test_given_time_and_entity_are_taken_as_they_are() -> None:
 
 def test_fields_that_come_late_are_missing_or_mostly_null_count_too() -> None:
     late: list[dict[str, object]] = [{"a": None, "b": 2.5}, {"c": ""}, {"d": None}]
-    records: list[dict[str, object]] = [{"a": 1}] * 50 + late * 5
-    assert infer_schema(records, label=None) == Schema(None, None, ("a", "b"), ())
+    early: list[dict[str, object]] = [{"a": 1}]
+    assert infer_schema(early * 50 + late * 5, label=None) == Schema(None, None, ("a", "b"), ())
 
 
 def test_nested_values_are_left_out_and_now_and_then_one_among_text_does_no_harm() -> None:

@@ -1,0 +1,124 @@
+"""Rows: what is missing is filled in from the past and marked, and nothing looks ahead."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from strategies import cuts, events_of, some_events
+
+from streamdet.events import Events, Schema
+from streamdet.features.rows import HALF_LIFE, Featured, LaneFeatures
+
+SCHEMA = Schema(None, "device", ("a", "b"), ("site",))
+NAN = math.nan
+
+
+@st.composite
+def _streams(draw: st.DrawFn) -> Events:
+    n = draw(st.integers(1, 30))
+    number = st.one_of(st.just(NAN), st.floats(-100, 100), st.sampled_from([1e300, -1e300, 0.0]))
+    return events_of(
+        draw(st.lists(st.sampled_from(["", "d1", "d2", "d3", "d4"]), min_size=n, max_size=n)),
+        draw(st.lists(st.tuples(number, number), min_size=n, max_size=n)),
+        draw(st.lists(st.sampled_from(["north", "south", "east", None]), min_size=n, max_size=n)),
+    )
+
+
+def bits(parts: list[Featured]) -> tuple[bytes, ...]:
+    arrays: tuple[list[NDArray[np.generic]], ...] = (
+        [p.rows.values for p in parts],
+        [p.rows.imputed for p in parts],
+        [p.slots for p in parts],
+        [p.fresh for p in parts],
+    )
+    return tuple(np.concatenate(list(a)).tobytes() for a in arrays)
+
+
+def means_of(features: LaneFeatures) -> NDArray[np.float64]:
+    """The means of the slots in use; how much room there is beyond depends on batches."""
+    kept: NDArray[np.float64] = features.state()["means"][: len(features.entities) + 1]
+    return kept
+
+
+@given(st.data(), _streams(), st.integers(1, 4), st.booleans())
+def test_batches_and_restarts_do_not_matter(
+    data: st.DataObject, events: Events, max_entities: int, restart: bool
+) -> None:
+    whole = LaneFeatures(SCHEMA, max_entities)
+    expected = whole.transform(events)
+    features, parts = LaneFeatures(SCHEMA, max_entities), []
+    for start, stop in data.draw(cuts(len(events))):
+        parts.append(features.transform(some_events(events, start, stop)))
+        if restart:
+            state = features.state()
+            features = LaneFeatures(SCHEMA, max_entities)
+            features.restore(state)
+    assert bits(parts) == bits([expected])
+    assert np.array_equal(means_of(features), means_of(whole), equal_nan=True)
+    assert features.state()["entities"] == whole.state()["entities"]
+    assert features.usual_category(0) == whole.usual_category(0)
+
+
+@given(_streams(), st.integers(0, 30), st.integers(1, 4))
+def test_later_events_do_not_change_earlier_rows(events: Events, cut: int, max_entities: int) -> None:
+    first = some_events(events, 0, cut)
+    together = LaneFeatures(SCHEMA, max_entities).transform(events)
+    alone = LaneFeatures(SCHEMA, max_entities).transform(first)
+    assert together.rows.values[: len(first)].tobytes() == alone.rows.values.tobytes()
+
+
+@given(_streams(), st.integers(1, 4))
+def test_rows_are_finite_and_hold_what_was_there(events: Events, max_entities: int) -> None:
+    rows = LaneFeatures(SCHEMA, max_entities).transform(events).rows
+    assert np.isfinite(rows.values).all()
+    assert (rows.imputed[:, :2] == np.isnan(events.numeric)).all()
+    assert not rows.imputed[:, 2:].any()
+    there = ~rows.imputed[:, :2] & (np.abs(events.numeric) < 1e38)
+    assert np.array_equal(rows.values[:, :2][there], events.numeric[there].astype(np.float32))
+
+
+def test_a_missing_value_is_the_entitys_recent_mean_else_the_lanes_else_zero() -> None:
+    features = LaneFeatures(SCHEMA, 10)
+    rows = features.transform(
+        events_of(
+            ["d1", "d1", "d1", "d2", "d2"],
+            [(NAN, 1), (10, 1), (NAN, 1), (NAN, 1), (30, 1)],
+            ["north"] * 5,
+        )
+    ).rows
+    assert rows.values[:, 0].tolist() == [0.0, 10.0, 10.0, 10.0, 30.0]
+    assert rows.imputed[:, 0].tolist() == [True, False, True, True, False]
+    # The entity's own mean from now on, not the lane's.
+    assert features.transform(events_of(["d2"], [(NAN, 1)], ["north"])).rows.values[0, 0] == 30.0
+
+
+def test_the_recent_mean_follows_the_stream_with_its_half_life() -> None:
+    features = LaneFeatures(Schema(None, None, ("a",), ()), 10)
+    features.transform(events_of([""] * 100, [(0.0,)] * 100))
+    features.transform(events_of([""] * int(HALF_LIFE), [(10.0,)] * int(HALF_LIFE)))
+    assert features.transform(events_of([""], [(NAN,)])).rows.values[0, 0] == pytest.approx(5.0)
+
+
+def test_an_entity_that_made_room_leaves_nothing_of_its_own_to_its_successor() -> None:
+    features = LaneFeatures(SCHEMA, 1)
+    rows = features.transform(
+        events_of(["d1", "d2", "d2", "d1"], [(10, 1), (50, 1), (60, 1), (NAN, 1)], ["north"] * 4)
+    ).rows
+    lane = 10.0 + (1 - 2 ** (-1 / HALF_LIFE)) * 40.0
+    lane += (1 - 2 ** (-1 / HALF_LIFE)) * (60.0 - lane)
+    assert rows.values[3, 0] == pytest.approx(lane)
+
+
+def test_numbers_beyond_float32_stay_extreme_and_finite() -> None:
+    rows = LaneFeatures(SCHEMA, 1).transform(events_of(["d1"], [(1e300, -1e300)], ["north"])).rows
+    assert rows.values[0, :2].tolist() == pytest.approx([1e38, -1e38], rel=1e-6)
+
+
+def test_a_schema_of_one_kind_gives_rows_of_that_kind() -> None:
+    names = LaneFeatures(Schema(None, None, (), ("site",)), 1).transform(events_of([""], [()], ["north"]))
+    assert names.rows.values.shape == (1, 1)
+    numbers = LaneFeatures(Schema(None, None, ("a",), ()), 1).transform(events_of([""], [(1.0,)]))
+    assert numbers.rows.values.tolist() == [[1.0]]

@@ -77,6 +77,8 @@ def draw(timeline: Timeline, title: str, theme: Theme = LIGHT) -> bytes:
     _scores(rows[0], x, buckets, theme, labelled=timeline.labelled)
     if timeline.labelled:
         _truth(rows[1], x, buckets, theme)
+    if len(x) > 1:
+        rows[0].set_xlim(x[0], x[-1])
     _label_time(rows[-1], timeline, theme)
     _caption(figure, rows, title, theme)
     png = io.BytesIO()
@@ -127,8 +129,6 @@ def _scores(axes: "Axes", x: NDArray[np.generic], b: Buckets, theme: Theme, *, l
     axes.grid(visible=True, axis="y", color=theme.faint, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_ylim(SCORE_LOW, 1.6 * float(np.nanmax(np.concatenate([highest, b.limit, [10.0]]))))
-    if len(x) > 1:
-        axes.margins(x=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylabel("raw score (surprise, nats)", color=theme.ink, fontsize=11)
 

@@ -57,7 +57,7 @@ class Calibration:
         fraction = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0.0, 1.0)
         bulk = (upper - 1 + fraction) * step
         start = self.knots[-1]
-        beyond = torch.log(scores.clamp_min(SCORE_MIN) / start) if self.pareto else scores - start
+        beyond = scores.clamp_min(SCORE_MIN).log() - start.log() if self.pareto else scores - start
         return bulk + beyond.clamp_min(0.0) / self.tail_scale
 
     def to(self, device: torch.device) -> "Calibration":

@@ -12,6 +12,8 @@ from streamdet.events import Floats
 KNEE = 2.5
 # Values further than this many robust deviations from the median do not count in location and spread.
 WINSOR = 8.0
+# Further out is as far: in float32 a gross value over a tiny spread would be infinite, and its score no number.
+Z_MAX = 1e30
 RELATIVE_SPREAD_MIN = 1e-3
 SPREAD_MIN = 1e-6
 
@@ -48,7 +50,7 @@ class Scaler:
     def transform(self, rows: Tensor) -> Tensor:
         """Squashed z of rows (n, F), (n, F): identity up to the knee, logarithmic beyond."""
         z = (rows - self.location) / self.spread
-        size = z.abs()
+        size = z.abs().clamp_max(Z_MAX)
         return torch.where(size <= KNEE, z, z.sign() * KNEE * (1.0 + torch.log(size.clamp_min(KNEE) / KNEE)))
 
     def inverse(self, z: Tensor) -> Tensor:

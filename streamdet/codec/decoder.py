@@ -40,17 +40,20 @@ class Decoder:
         infinite = np.isinf(columns.numeric)
         times_ms, keep = self._check(records, columns, columns_at, infinite, problems)
         columns.numeric[infinite] = np.nan
-        events = self._events(records, columns, columns_at, times_ms, keep)
+        events = self._events(records, values, columns, columns_at, times_ms, keep)
         return Decoded(events, _rejects(records, problems), columns.unusable + int(infinite[keep].sum()))
 
     def original(self, value: bytes) -> dict[str, object]:
         """All fields of a record that was judged."""
         return self._codec.original(value)
 
-    def _readable(self, records: Records) -> tuple[NDArray[np.intp], list[bytes], list[Problem]]:
+    def _readable(self, records: Records) -> tuple[NDArray[np.intp], Sequence[bytes], list[Problem]]:
         """Positions and values of the records that a codec may look at."""
-        at, values, problems = [], [], []
         limit = self._max_record_bytes
+        values = [value for value in records.values if value is not None and len(value) <= limit]
+        if len(values) == len(records):
+            return np.arange(len(records)), values, []
+        at, problems = [], []
         for i, value in enumerate(records.values):
             if value is None:
                 problems.append(Problem(i, Reason.TOMBSTONE, "the record has no value"))
@@ -59,7 +62,6 @@ class Decoder:
                 problems.append(Problem(i, Reason.TOO_LARGE, error))
             else:
                 at.append(i)
-                values.append(value)
         return np.array(at, np.intp), values, problems
 
     def _check(
@@ -94,15 +96,32 @@ class Decoder:
         return times_ms, keep
 
     def _events(
-        self, records: Records, columns: Columns, columns_at: NDArray[np.intp], times_ms: Ints, keep: Bools
+        self,
+        records: Records,
+        values: Sequence[bytes],
+        columns: Columns,
+        columns_at: NDArray[np.intp],
+        times_ms: Ints,
+        keep: Bools,
     ) -> Events:
-        entities, numeric, categorical = columns.entities, columns.numeric, columns.categorical
+        entities, numeric, categorical, index = (
+            columns.entities,
+            columns.numeric,
+            columns.categorical,
+            columns.index,
+        )
         if not keep.all():
             kept = np.flatnonzero(keep).tolist()
-            columns_at, times_ms, numeric = columns_at[kept], times_ms[kept], numeric[kept]
+            columns_at, times_ms, numeric, index = (
+                columns_at[kept],
+                times_ms[kept],
+                numeric[kept],
+                index[kept],
+            )
             entities = [entities[i] for i in kept] if entities else ()
             categorical = [[column[i] for i in kept] for column in categorical]
-        values = [v for v in (records.values[i] for i in columns_at.tolist()) if v is not None]
+        if len(index) < len(values):
+            values = [values[i] for i in index.tolist()]
         return Events(
             lane=records.lane,
             offsets=records.offsets[columns_at],

@@ -5,7 +5,6 @@ bits whatever else is in its batch.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,7 +27,6 @@ BLOCK = 256
 DEVIATION_WEIGHT = 2.0 / 3.0
 
 Row32 = NDArray[np.float32]
-_BlockFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def weighted_mean(deviation: Tensor, residual: Tensor) -> Tensor:
@@ -133,66 +131,67 @@ class _Scoring:
         self._residual = version.residual.to(version.device)
         self._combined = version.combined.to(version.device)
 
+    @torch.inference_mode()
     def surprise(self, rows: Rows) -> Row32:
-        scores: Row32
-        (scores,) = self._in_blocks(rows, lambda z, seen: self._combine(*self._raw(z, seen)).unsqueeze(0))
+        """Calibrated and combined, (n,); see `ModelVersion.score`."""
+        scores: Row32 = self._combine(*self._raw(rows))[: len(rows)].cpu().numpy()
         return scores
 
+    @torch.inference_mode()
     def raw(self, rows: Rows) -> tuple[Row32, Row32]:
-        deviation, residual = self._in_blocks(rows, lambda z, seen: torch.stack(self._raw(z, seen)))
+        """Mean deviation and mean residual, (n,) each."""
+        deviation, residual = (scores[: len(rows)].cpu().numpy() for scores in self._raw(rows))
         return deviation, residual
 
     @torch.inference_mode()
     def explain(self, rows: Rows) -> Explanation:
         """Shares weigh both scores by their surprise; see `ModelVersion.explain`."""
-        values, seen = self._tensors(rows, len(rows))
-        z = self._standardise(values)
-        restored = self._reconstruct(z)
-        deviation, residual = self._raw(z, seen)
+        z, seen = self._standardised(rows)
+        restored = self._restore(z)
         deviations, residuals = z.abs() * seen, (z - restored).abs() * seen
+        deviation, residual = _row_means(deviations, residuals, seen)
         by_deviation = _shared_out(deviations, self._deviation.surprise(deviation))
         by_residual = _shared_out(residuals, self._residual.surprise(residual))
         parts = weighted_mean(by_deviation, by_residual)
-        share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)  # (n, padded F)
+        share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)  # (total, padded F)
         # What the network restores for a row far outside of what it knows is far out itself: the expectation is
         # held within the range of normal rows.
         expected = self._scaler.inverse(restored[:, : self._columns].clamp(-2.0, 2.0))
+        n = len(rows)
         return Explanation(
-            expected.cpu().numpy().astype(np.float64),
-            share[:, : self._columns].cpu().numpy().astype(np.float64),
+            expected[:n].cpu().numpy().astype(np.float64),
+            share[:n, : self._columns].cpu().numpy().astype(np.float64),
         )
 
-    def _raw(self, z: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        count = seen.sum(1).clamp_min(1.0)  # (n,)
-        deviation = (z.abs() * seen).sum(1) / count
-        residual = ((z - self._reconstruct(z)).abs() * seen).sum(1) / count
-        return deviation, residual
+    def _raw(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Mean deviation and mean residual, (total,) each."""
+        z, seen = self._standardised(rows)
+        return _row_means(z.abs() * seen, (z - self._restore(z)).abs() * seen, seen)
 
     def _combine(self, deviation: Tensor, residual: Tensor) -> Tensor:
         mean = weighted_mean(self._deviation.surprise(deviation), self._residual.surprise(residual))
         return self._combined.surprise(mean)
 
-    def _standardise(self, values: Tensor) -> Tensor:
-        return functional.pad(self._scaler.transform(values), (0, self._width - self._columns))
-
-    def _tensors(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
-        values = torch.from_numpy(rows.values)
+    def _standardised(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Squashed z, and 1 where a value was there, (total, padded F) each; total is a multiple of the block."""
+        n, total = len(rows), -(-len(rows) // BLOCK) * BLOCK
+        values = functional.pad(torch.from_numpy(rows.values), (0, 0, 0, total - n)).to(self._device)
         seen = torch.from_numpy((~rows.imputed).astype(np.float32))
-        missing = count - len(rows)
-        values = functional.pad(values, (0, 0, 0, missing)).to(self._device)
-        seen = functional.pad(seen, (0, self._width - self._columns, 0, missing)).to(self._device)
-        return values, seen  # (count, F), (count, padded F)
+        wider = self._width - self._columns
+        seen = functional.pad(seen, (0, wider, 0, total - n)).to(self._device)
+        return functional.pad(self._scaler.transform(values), (0, wider)), seen
 
-    @torch.inference_mode()
-    def _in_blocks(self, rows: Rows, function: _BlockFunction) -> Row32:
-        """Apply to all rows; the function maps (n, padded F) twice to (k, n)."""
-        total = -(-len(rows) // BLOCK) * BLOCK
-        values, seen = self._tensors(rows, total)
-        z = self._standardise(values)
-        size = BLOCK if self._device.type == "cpu" else total
-        out = torch.cat([function(z[i : i + size], seen[i : i + size]) for i in range(0, total, size)], dim=1)
-        scores: Row32 = out[:, : len(rows)].cpu().numpy()
-        return scores
+    def _restore(self, z: Tensor) -> Tensor:
+        """Reconstruct (total, padded F): in one launch on a GPU, block by block on the CPU."""
+        if self._device.type != "cpu" or len(z) <= BLOCK:
+            return self._reconstruct(z)
+        return torch.cat([self._reconstruct(block) for block in torch.split(z, BLOCK)])
+
+
+def _row_means(deviations: Tensor, residuals: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over the columns that were there, (n,) each."""
+    count = seen.sum(1).clamp_min(1.0)
+    return deviations.sum(1) / count, residuals.sum(1) / count
 
 
 def _shared_out(parts: Tensor, whole: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.structs import TopicPartition
+from kafka.serializer import Serializer
 
 from streamdet.clock import Clock
 from streamdet.config import Kafka
@@ -51,14 +51,19 @@ DELIVERY_TIMEOUT_MS: Final = 120_000
 
 
 class _Tombstone:
-    """Stands for no value at all, which kafka-python refuses to send without a key, and Kafka takes."""
+    """Stands for a value that is not there, as kafka-python asks for a key or a value, and Kafka for neither."""
 
 
 _TOMBSTONE: Final = _Tombstone()
 
 
-def _serialized(value: bytes | _Tombstone) -> bytes | None:
-    return None if isinstance(value, _Tombstone) else value
+class _Values(Serializer):  # type: ignore[misc]
+    """Called by kafka-python after it has asked whether there is a key or a value."""
+
+    def serialize(self, topic: str, headers: Headers, data: bytes | _Tombstone | None) -> bytes | None:
+        """The bytes as they are."""
+        del topic, headers
+        return None if isinstance(data, _Tombstone) else data
 
 
 class Publisher:
@@ -84,6 +89,7 @@ class Publisher:
         self._outage = Outage(kafka, clock, stopped)
         self._pending: deque[tuple[Any, int]] = deque()  # futures and bytes
         self._pending_bytes = 0
+        self._told = False
         self.delivered = 0
         found = self._outage.persist(lambda: topics_of(kafka, [topic], clock, stopped))
         if topic not in found:
@@ -98,7 +104,7 @@ class Publisher:
             "batch_size": min(BATCH_BYTES, self._bytes_max // 2),
             "max_request_size": REQUEST_BYTES_MAX,
             "delivery_timeout_ms": DELIVERY_TIMEOUT_MS,
-            "value_serializer": _serialized,
+            "value_serializer": _Values(),
             "allow_auto_create_topics": False,
             "metrics_enabled": False,
         }
@@ -161,20 +167,14 @@ class Publisher:
         self, value: bytes | None, key: bytes | None, headers: Headers, partition: int | None
     ) -> Any:  # noqa: ANN401 - kafka-python's future
         if any(content is None for _, content in headers):
-            return self._hand_over_null_header(value, key, headers, partition)
-        sent = value if value is not None or key is not None else _TOMBSTONE
+            if not self._told:
+                self._told = True
+                log.warning(
+                    "a header without a value is published with an empty one: kafka-python knows no other"
+                )
+            headers = [(name, content or b"") for name, content in headers]
+        sent = _TOMBSTONE if value is None and key is None else value
         return self._producer.send(self._topic, sent, key, list(headers), partition)
-
-    def _hand_over_null_header(
-        self, value: bytes | None, key: bytes | None, headers: Headers, partition: int | None
-    ) -> Any:  # noqa: ANN401
-        """Kafka allows a header without a value; kafka-python writes it, but its `send` refuses it."""
-        made = self._producer
-        place = made._partition(self._topic, partition, key, value, key, value)  # noqa: SLF001
-        lane = TopicPartition(self._topic, place)
-        future, *_ = made._accumulator.append(lane, None, key, value, list(headers))  # noqa: SLF001
-        made._sender.wakeup()  # noqa: SLF001
-        return future
 
     def _settle(self, keep: int) -> None:
         """Wait for the oldest on their way until only `keep` are left."""

@@ -105,12 +105,16 @@ def _style(axes: "Axes", theme: Theme) -> None:
 
 def _scores(axes: "Axes", x: NDArray[np.generic], b: Buckets, theme: Theme, *, labelled: bool) -> None:
     highest = np.maximum(b.raw_max, SCORE_LOW)
-    columns, mean = _coarse(b.raw_mean)
+    single = bool((b.count == 1).all())  # then the mean would be drawn over the very same values
+    label = "score" if single else "score, highest"
     axes.set_yscale("log")
     axes.fill_between(
-        x, SCORE_LOW, highest, step="post", color=theme.score, alpha=0.55, linewidth=0, label="score, highest"
+        x, SCORE_LOW, highest, step="post", color=theme.score, alpha=0.55, linewidth=0, label=label
     )
-    axes.plot(x[columns], np.maximum(mean, SCORE_LOW), color=theme.mean, linewidth=1.3, label="score, mean")
+    if not single:
+        columns, mean = _coarse(b.raw_mean)
+        mean = np.maximum(mean, SCORE_LOW)
+        axes.step(x[columns], mean, where="post", color=theme.mean, linewidth=1.3, label="score, mean")
     axes.plot(x, b.limit, color=theme.limit, linewidth=1.8, label="limit", zorder=4)
     right, wrong = int(b.found.sum()), int((b.flagged - b.found).sum())
     labels = (

@@ -3,14 +3,24 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streamdet.events import Events, LaneId, Records, Schema
+from streamdet.events import Events, LaneId, Records, Rows, Schema
+from streamdet.learn.trainer import Snapshot, train
+from streamdet.models.autoencoder import Autoencoder
+from streamdet.models.calibration import Calibration
+from streamdet.models.scaling import Scaler
+from streamdet.models.version import ModelVersion
+
+# As in the program: more threads would fight for the cores and change the rounding.
+torch.set_num_threads(1)
 
 LANE = LaneId("sensors", 3)
 SCHEMA = Schema("ts", "device", ("temperature", "pressure"), ("site",))
@@ -287,3 +297,54 @@ def score_streams(draw: st.DrawFn, n_max: int = 400) -> NDArray[np.float64]:
         value = draw(st.sampled_from([math.nan, math.inf, 0.0, 1.0, 20.0, 1e300, 1e-300, 5e-324]))
         scores[start : start + draw(st.integers(1, 200))] = value
     return scores
+
+
+# --- Rows and models ------------------------------------------------------------------------------------------
+
+
+def normal_rows(n: int, columns: int, seed: int = 0, *, missing: float = 0.0) -> Rows:
+    """Rows of a healthy plant: a few hidden causes move all columns, each with its own unit and noise."""
+    world = np.random.default_rng(columns)
+    mixing = world.normal(size=(2, columns))
+    unit, level = np.exp(world.normal(0, 2, columns)), world.normal(0, 10, columns)
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(n, 2)) @ mixing + 0.2 * rng.normal(size=(n, columns))
+    imputed = rng.random((n, columns)) < missing
+    imputed[:, 0] = False
+    values[imputed] = 0.0
+    return Rows((level + unit * values).astype(np.float32), imputed)
+
+
+def snapshot_of(n: int = 1000, columns: int = 6, seed: int = 0, *, missing: float = 0.0) -> Snapshot:
+    """What a first training run sees of a healthy plant."""
+    return Snapshot(
+        training=normal_rows(n, columns, seed, missing=missing),
+        held_out=normal_rows(max(64, n // 3), columns, seed + 10_000, missing=missing),
+        spread_floor=None,
+        trim=0.0,
+        at=n,
+    )
+
+
+def names_of(columns: int) -> tuple[str, ...]:
+    """Names for so many features."""
+    return tuple(f"s{i}" for i in range(columns))
+
+
+@cache
+def untrained(columns: int) -> ModelVersion:
+    """A version of any width whose network has learnt nothing; made at once."""
+    rows = normal_rows(200, columns).values.astype(np.float64)
+    network = Autoencoder(columns, torch.Generator().manual_seed(columns)).eval()
+    surprises = np.random.default_rng(0).exponential(1.0, 500)
+    mean = Calibration.fit(surprises + 0.5, pareto=True)
+    combined = Calibration.fit(surprises, pareto=False)
+    cpu = torch.device("cpu")
+    return ModelVersion(names_of(columns), Scaler.fit(rows, None), network, mean, mean, combined, 0, cpu)
+
+
+@cache
+def model_of(n: int = 1000, columns: int = 6, seed: int = 0, *, missing: float = 0.0) -> ModelVersion:
+    """A model of that plant; trained once."""
+    snapshot = snapshot_of(n, columns, seed, missing=missing)
+    return train(snapshot, None, names_of(columns), seed, torch.device("cpu"))

@@ -26,6 +26,9 @@ BLOCK = 256
 # On records the total deviation sees what a reconstruction follows; on sensors the residual adds what deviation misses.
 DEVIATION_WEIGHT = 2.0 / 3.0
 
+# Rows of no surprise at all are explained as if they had this much of it.
+SURPRISE_MIN = 1e-6
+
 Row32 = NDArray[np.float32]
 
 
@@ -196,4 +199,5 @@ def _row_means(deviations: Tensor, residuals: Tensor, seen: Tensor) -> tuple[Ten
 
 def _shared_out(parts: Tensor, whole: Tensor) -> Tensor:
     """Split `whole`, (n,), in proportion to `parts`, (n, padded F)."""
+    whole = whole.clamp_min(SURPRISE_MIN)  # (n,) of no surprise there would be nothing to share
     return parts * (whole / parts.sum(1).clamp_min(1e-12)).unsqueeze(1)

@@ -1,0 +1,54 @@
+"""Benchmarks, each measured against something in the same run, as machines differ and are noisy.
+
+A figure is the median of several rounds, with the smallest and the largest beside it; ratios are taken round by
+round. What is compared takes turns, so that a machine that slows down slows both.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import bench_latency
+import bench_memory
+import bench_quality
+import bench_startup
+import bench_worker
+from bench_common import Figures
+
+BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], str]] = {
+    "worker": (bench_worker.measure, "events/s from Kafka to verdicts, against a bare poll-and-decode loop"),
+    "latency": (
+        bench_latency.measure,
+        "milliseconds from event to alert at a steady pace, while fine-tunes run",
+    ),
+    "startup": (bench_startup.measure, "seconds until --help is printed and until `run` polls"),
+    "memory": (bench_memory.measure, "resident memory after 1 million and after 10 million events"),
+    "quality": (bench_quality.measure, "ROC-AUC and alerts of a plain replay on labelled recordings"),
+}
+
+
+def main() -> int:
+    """Run one benchmark; its exit code."""
+    names = "\n".join(f"  {name:<10}{text}" for name, (_, text) in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, epilog=f"benchmarks:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("name", choices=BENCHMARKS, metavar="NAME")
+    parser.add_argument("data", nargs="*", type=Path, help="recordings, for quality")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each side (default 5)")
+    parser.add_argument("--events", type=int, help="events in a round")
+    parser.add_argument("--rate", type=int, default=2000, help="events/s for latency (default 2000)")
+    given = parser.parse_args()
+    figures = BENCHMARKS[given.name][0](given)
+    print(json.dumps({given.name: figures}, indent=2))
+    if given.json is not None:
+        given.json.write_text(json.dumps({given.name: figures}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ the order of the arrays. Nothing here does anything: no I/O, no clock.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -182,13 +182,18 @@ class Verdicts:
         return np.exp(-self.raw)
 
 
+def _said(description: str) -> msgspec.Meta:
+    """A sentence that goes into the JSON schema of alerts."""
+    return msgspec.Meta(description=description)
+
+
 class FeatureShare(msgspec.Struct, frozen=True):
     """How one feature contributed to an alert."""
 
     name: str
-    actual: float | str | None
-    expected: float | str | None
-    share: float  # of the whole, 0 to 1; the shares of an alert sum to 1
+    actual: Annotated[float | str | None, _said("Value of the event; null if it was missing.")]
+    expected: Annotated[float | str | None, _said("What the model expected, in the units of the feature.")]
+    share: Annotated[float, _said("Part of the surprise, 0 to 1; the shares of an alert sum to 1.")]
 
 
 class SourcePosition(msgspec.Struct, frozen=True):
@@ -202,20 +207,32 @@ class SourcePosition(msgspec.Struct, frozen=True):
 class Alert(msgspec.Struct, frozen=True):
     """A flagged verdict as published; `deploy/schemas/alert.schema.json` is made from this declaration."""
 
-    id: str  # topic/partition/offset: the same however often the record is judged
-    event_time: str  # ISO 8601, UTC
-    detected_at: str  # ISO 8601, UTC
-    entity: str | None
-    score: float
-    raw_score: float
-    limit: float
-    p_value: float
-    severity: str
-    mode: str
-    features: list[FeatureShare]
-    model_version: str
+    id: Annotated[str, _said("topic/partition/offset: the same however often the record is judged.")]
+    event_time: Annotated[str, _said("When it happened: ISO 8601, UTC, milliseconds.")]
+    detected_at: Annotated[str, _said("When it was judged: ISO 8601, UTC, milliseconds.")]
+    entity: Annotated[str | None, _said("Device, card or account; null where the stream has no entities.")]
+    score: Annotated[float, _said("raw_score / limit: 1 and above is anomalous.")]
+    raw_score: Annotated[
+        float, _said("Surprise in nats, -ln of the p-value; comparable over the whole stream.")
+    ]
+    limit: Annotated[float, _said("Raw score from which the event counted as anomalous.")]
+    p_value: Annotated[float, _said("Probability of a score at least this high on normal data.")]
+    severity: Annotated[str, _said("minor, major (score 1.5 and above) or critical (2.5 and above).")]
+    mode: Annotated[str, _said("ready: judged by the limit of the partition; entity: by the entity's own.")]
+    features: Annotated[list[FeatureShare], _said("All features, the largest share first.")]
+    model_version: Annotated[str, _said("Names the weights, scale and calibration that scored the event.")]
     source: SourcePosition
-    event: dict[str, object]
+    event: Annotated[dict[str, Any], _said("All fields of the record.")]
 
 
 ALERT_SCHEMA_VERSION = "1"
+
+
+def alert_schema() -> dict[str, Any]:
+    """The JSON schema of alerts."""
+    schema = msgspec.json.schema(Alert)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"streamdet alert, version {ALERT_SCHEMA_VERSION}",
+        **schema,
+    }

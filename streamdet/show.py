@@ -89,7 +89,7 @@ def show_alerts(alerts: Iterable[Alert], *, as_json: bool) -> None:
     for alert in alerts:
         console.print(
             alert_line(alert),
-            style=_STYLES[alert.severity],
+            style=_STYLES.get(alert.severity, ""),
             highlight=False,
             markup=False,
             overflow="ellipsis",

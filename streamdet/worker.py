@@ -87,22 +87,29 @@ class Worker:
     _saved_lanes: dict[str, Any] = field(default_factory=dict)
     _offsets: dict[LaneId, int] = field(default_factory=dict)
     _processed: dict[LaneId, int] = field(default_factory=dict)
+    _full: set[LaneId] = field(default_factory=set)
+    _warm: bool = False
     _committed_at_s: float = -math.inf
     _saved_at_s: float = 0.0
 
     def restore(self) -> None:
-        """Take back model and learner from what was saved, or say that this is a cold start."""
+        """Take back what was saved, or say that this is a cold start; begin the lanes that are known already."""
         self._saved_at_s = self.clock.monotonic_s()
-        state = self.saved
-        if state is None:
+        if self.saved is None:
             self.metrics.cold_starts.inc()
             log.info("cold start: no checkpoint")
-            return
+        else:
+            self._take_back(self.saved)
+            self.saved = None
+        # A recording knows its lanes before the first poll, which would read from its beginning.
+        self.follow()
+
+    def _take_back(self, state: State) -> None:
         if "model" in state:
             self.model = self.learner.load_model(state["model"])
         self.learner.restore(state["learner"], self.model)
         self._saved_lanes = dict(state["lanes"])
-        self.saved = None
+        self._warm = self.learner.warm
         log.info("restored events=%d lanes=%d", self.learner.seen, len(self._saved_lanes))
 
     def follow(self) -> None:
@@ -152,6 +159,9 @@ class Worker:
         limits = [self.lanes[part.lane].limits.lane_limit for part in parts]
         limit = float(np.max(limits)) if limits else math.nan
         self.learner.observe([(p.featured.rows, p.verdicts) for p in parts], self.model, limit)
+        if self.learner.warm and not self._warm:
+            self._warm = True
+            log.info("warm-up ended events=%d", self.learner.seen)
         before, self.model = self.model, self.learner.adopt(self.model)
         if before is not None and self.model is not None and self.model is not before:
             held_out = self.learner.held_out()
@@ -174,10 +184,14 @@ class Worker:
             self.save()
 
     def save(self) -> None:
-        """Save a checkpoint of everything judged so far."""
+        """Save a checkpoint of everything judged so far, once the offsets behind it are committed.
+
+        A restart cannot use one that is ahead of the committed offsets: what lies between would be missing from it.
+        """
         self._saved_at_s = self.clock.monotonic_s()
         if self.checkpoint is None:
             return
+        self.commit()
         try:
             path = self.checkpoint.save(self.state())
         except CheckpointError as error:
@@ -283,13 +297,27 @@ class Worker:
             metrics.limit.labels(part.lane.topic, str(part.lane.partition)).set(limit)
         for alert in alerts:
             metrics.alerts.labels(alert.severity).inc()
-        tables = [lane.features.entities for lane in self.lanes.values()]
-        metrics.entities.set(sum(len(table) for table in tables))
-        metrics.evicted.set(sum(table.evicted_total for table in tables))
+        self._count_entities()
+        for lane, records in self.source.lag().items():
+            metrics.lag.labels(lane.topic, str(lane.partition)).set(records)
         metrics.adopted.set(self.learner.adopted_total)
         metrics.waited.set(self.learner.waited_s)
         for reason, count in self.learner.refused_total.items():
             metrics.refused.labels(reason).set(count)
+
+    def _count_entities(self) -> None:
+        tables = {lane: kept.features.entities for lane, kept in self.lanes.items()}
+        self.metrics.entities.set(sum(len(table) for table in tables.values()))
+        self.metrics.evicted.set(sum(table.evicted_total for table in tables.values()))
+        for lane, table in tables.items():
+            if table.evicted_total and lane not in self._full:
+                self._full.add(lane)
+                log.warning(
+                    "lane=%s has more than input.max_entities=%d entities: the least recently seen ones make room, "
+                    "and start anew when they return",
+                    lane,
+                    self.settings.input.max_entities,
+                )
 
 
 def run(w: Worker, stop: StopSignal) -> None:

@@ -1,15 +1,26 @@
-"""Source, sink and clock in memory, for tests of the worker: each notes what was asked of it, in one journal.
+"""Source, sink and clock in memory for tests of the worker, streams for it to judge, and a worker put together.
 
-The source behaves as a consumer group does: lanes can be taken away and given back, and after that reading goes on
-at the committed offset. The contract tests hold for it as for the real ones.
+Source and sink note what was asked of them in one journal. The source behaves as a consumer group does: lanes can
+be taken away and given back, and after that reading goes on at the committed offset. The contract tests hold for
+both as for the real ones.
 """
 
-from collections.abc import Mapping, Sequence, Set
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from streamdet.events import Alert, Batch, LaneId, Records, Reject
+from streamdet.app import build
+from streamdet.checkpoint.store import CheckpointFolder
+from streamdet.clock import Clock
+from streamdet.codec.json import JsonCodec
+from streamdet.config import parse
+from streamdet.events import Alert, Batch, LaneId, Mode, Records, Reject, Schema, State
+from streamdet.sink import Sink
+from streamdet.source import Source
+from streamdet.worker import Observer, Part, Worker
 
 
 class SteppingClock:
@@ -38,6 +49,8 @@ class FakeSource:
         journal: takes one line for each call that changes anything.
         endless: never exhausted, as a topic is.
         per_poll: records of one poll, at most.
+
+    `before_poll` holds what is to happen before the first, second, ... poll.
     """
 
     def __init__(
@@ -52,9 +65,12 @@ class FakeSource:
         self.stored = dict(lanes)
         self.offsets = {} if offsets is None else offsets
         self.journal = [] if journal is None else journal
+        self.before_poll: dict[int, Callable[[], None]] = {}
+        self._polls = 0
         self._endless = endless
         self._per_poll = per_poll
         self._mine = set(self.stored)
+        self._given: set[LaneId] = set()  # known, but nothing of them has come yet
         self._next = {lane: self.offsets.get(lane, 0) for lane in self.stored}
 
     @property
@@ -72,15 +88,20 @@ class FakeSource:
     def give(self, lane: LaneId) -> None:
         """The lane is this worker's, and goes on where the group committed."""
         self._mine.add(lane)
+        self._given.add(lane)
         self._next[lane] = self.offsets.get(lane, 0)
 
     def poll(self, max_events: int) -> Batch:
+        self._polls += 1
+        self.before_poll.get(self._polls, lambda: None)()
         self.journal.append("poll")
         left = min(max_events, self._per_poll)
+        share = max(left // max(len(self._mine), 1), 1)
         parts = []
-        for lane in sorted(self._mine):
+        given, self._given = self._given, set()
+        for lane in sorted(self._mine - given):
             start = self._next[lane]
-            values = self.stored[lane][start : start + left]
+            values = self.stored[lane][start : start + min(share, left)]
             if values:
                 offsets = np.arange(start, start + len(values), dtype=np.int64)
                 keys = [b"%d" % offset for offset in offsets.tolist()]
@@ -134,3 +155,97 @@ class FakeSink:
 
     def close(self) -> None:
         self.journal.append("close sink")
+
+
+class StopAfter:
+    """A stop that is requested once so many batches were judged; also an observer that sees what was judged."""
+
+    def __init__(self, batches: float = math.inf) -> None:
+        self._left = batches
+        self.requested = batches <= 0
+        self.parts: list[Part] = []
+
+    def judged(self, parts: Sequence[Part]) -> None:
+        self.parts += parts
+        self._left -= 1
+        self.requested = self._left <= 0
+
+    def offsets(self, lane: LaneId) -> list[int]:
+        """Of the events of a lane, in the order in which they were judged."""
+        return [o for part in self.parts if part.lane == lane for o in part.decoded.events.offsets.tolist()]
+
+    def modes(self, lane: LaneId) -> list[Mode]:
+        """Of the verdicts of a lane, in the order in which they were given."""
+        return [Mode(m) for part in self.parts if part.lane == lane for m in part.verdicts.mode.tolist()]
+
+
+SCHEMA = Schema("ts", "device", ("temperature", "pressure", "flow"), ("site",))
+# As little warm-up as there may be, and fine-tunes close together: streams in tests are short.
+QUICK: dict[str, Any] = {
+    "model": {"device": "cpu"},
+    "limit": {"alert_rate": 0.01, "window": 1_000},
+    "learning": {"warmup": 512, "every": 1_280, "lag": 300, "buffer": 512},
+}
+
+
+def reading(
+    i: int, rng: np.random.Generator, *, entities: int = 4, missing: float = 0.0, spike: bool = False
+) -> bytes:
+    """One event of a plant: readings that follow each other, and how many degrees too hot a spike is."""
+    device = int(rng.integers(entities))
+    load = float(np.sin(i / 50 + device)) + 0.1 * float(rng.standard_normal())
+    fields: dict[str, object] = {
+        "ts": 1_750_000_000_000 + 1_000 * i,
+        "device": f"d{device}",
+        "temperature": round(60 + 5 * load + 0.3 * float(rng.standard_normal()), 3),
+        "pressure": round(3 + 0.5 * load + 0.02 * float(rng.standard_normal()), 3),
+        "flow": round(10 - 2 * load + 0.1 * float(rng.standard_normal()), 3),
+        "site": "north" if device % 2 else "south",
+    }
+    if missing and rng.random() < missing:
+        del fields["flow"]
+    if spike:
+        fields["temperature"] = 140.0
+    return msgspec.json.encode(fields)
+
+
+def readings(n: int, seed: int = 1, spikes: Collection[int] = (), **how: Any) -> list[bytes | None]:
+    """A stream of them; those at `spikes` are anomalous."""
+    rng = np.random.default_rng(seed)
+    return [reading(i, rng, spike=i in spikes, **how) for i in range(n)]
+
+
+def worker_over(
+    source: Source,
+    sink: Sink,
+    *,
+    schema: Schema = SCHEMA,
+    clock: Clock | None = None,
+    folder: CheckpointFolder | None = None,
+    saved: State | None = None,
+    observers: Sequence[Observer] = (),
+    **settings: Any,
+) -> Worker:
+    """A worker put together as the program does it, on JSON and with quick settings, which the given ones replace."""
+    given = parse({**QUICK, **settings})
+    return build(
+        given,
+        schema=schema,
+        source=source,
+        sink=sink,
+        codec=JsonCodec(schema, reject_unusable=given.input.unusable == "reject"),
+        clock=SteppingClock() if clock is None else clock,
+        saved=saved,
+        checkpoint=folder,
+        observers=observers,
+    )
+
+
+def counted(worker: Worker, name: str, **labels: str) -> float:
+    """What a metric of the worker says, over all its labels but those given."""
+    return sum(
+        sample.value
+        for family in worker.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )

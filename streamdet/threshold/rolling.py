@@ -40,6 +40,9 @@ ADMISSION = 0.90
 # Forgetting lets the mass reach the window only in the limit of many events: this close counts as full.
 RESOLVED_SHARE = 0.95
 TAIL_SCALE_MIN = 0.05
+# A bin with so many times the mass asked for holds one value over and over, as when a machine stands still.
+# Interpolated, the limit would lie below it now and then, and flag all of it: so it is the upper end of the bin.
+ONE_VALUE = 4.0
 # Weights grow with every event instead of all others shrinking; they are brought back before they lose digits.
 WEIGHT_MAX = 1e12
 
@@ -221,8 +224,10 @@ def _feed(
             return False
         kept.tokens[slot] -= 1.0
     histogram = kept.histogram[slot]
-    position = int((np.log(max(score, SCORE_MIN)) - LOG_LOW) / LOG_WIDTH)
-    histogram[min(max(position, 0), BINS - 1)] += kept.weight[slot]
+    position = (np.log(max(score, SCORE_MIN)) - LOG_LOW) / LOG_WIDTH
+    histogram[int(min(max(position, 0.0), BINS - 1.0))] += kept.weight[
+        slot
+    ]  # clipped first: it may be infinite
     kept.weight[slot] *= growth
     kept.seen[slot] += 1
     if kept.weight[slot] > WEIGHT_MAX:
@@ -251,6 +256,8 @@ def _quantile(histogram: Floats, above: float) -> float:  # pragma: no cover - c
     for j in range(BINS - 1, -1, -1):
         mass += histogram[j]
         if mass >= above and histogram[j] > 0.0:
+            if histogram[j] > ONE_VALUE * above:
+                return math.exp(LOG_LOW + LOG_WIDTH * (j + 1))
             return math.exp(LOG_LOW + LOG_WIDTH * (j + (mass - above) / histogram[j]))
     return math.exp(LOG_LOW)
 

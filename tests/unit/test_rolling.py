@@ -1,0 +1,369 @@
+"""Limits: blind to the score they judge, at the asked rate, steady under bursts, and the same however batched."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from strategies import cuts, score_streams, seeded_cuts
+
+from streamdet.config import EXCEEDANCES_MIN, Limit
+from streamdet.events import Mode
+from streamdet.threshold.rolling import SEEN_MIN, TOKENS_MAX, Judged, RollingLimits
+
+Scores = NDArray[np.float64]
+SMALL = Limit(alert_rate=0.1, window=100)
+
+
+def judge(
+    limits: RollingLimits,
+    raw: Scores,
+    slots: NDArray[np.int64] | None = None,
+    fresh: NDArray[np.bool_] | None = None,
+    *,
+    alerting: bool = True,
+) -> Judged:
+    slots = np.zeros(len(raw), np.int64) if slots is None else slots
+    fresh = np.zeros(len(raw), np.bool_) if fresh is None else fresh
+    return limits.judge(raw, slots, fresh, alerting=alerting)
+
+
+def bits(parts: list[Judged]) -> list[bytes]:
+    return [np.concatenate(list(arrays)).tobytes() for arrays in zip(*parts, strict=True)]
+
+
+def kept(limits: RollingLimits, slots: int) -> list[bytes]:
+    """The state of the slots in use; how much room there is beyond depends on batches."""
+    return [array[:slots].tobytes() for array in limits.state().values()]
+
+
+def warmed(settings: Limit, n: int = 20_000, seed: int = 0) -> RollingLimits:
+    limits = RollingLimits(settings)
+    judge(limits, np.random.default_rng(seed).exponential(1.0, n))
+    return limits
+
+
+# --- What a limit depends on ------------------------------------------------------------------------------------
+
+
+@given(st.data(), score_streams(), st.booleans(), st.booleans())
+def test_batches_and_restarts_do_not_matter(
+    data: st.DataObject, raw: Scores, alerting: bool, restart: bool
+) -> None:
+    n = len(raw)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    raw = np.tile(raw, 8)  # long enough for entities to have limits of their own
+    slots = rng.integers(0, 4, 8 * n)
+    fresh = (rng.random(8 * n) < 0.002) & (slots > 0)
+    whole = RollingLimits(SMALL)
+    expected = judge(whole, raw, slots, fresh, alerting=alerting)
+    limits, parts = RollingLimits(SMALL), []
+    for start, stop in data.draw(cuts(8 * n)):
+        part = slice(start, stop)
+        parts.append(judge(limits, raw[part], slots[part], fresh[part], alerting=alerting))
+        if restart:
+            state = limits.state()
+            limits = RollingLimits(SMALL)
+            limits.restore(state)
+    assert bits(parts) == bits([expected])
+    used = int(slots.max()) + 1
+    assert kept(limits, used) == kept(whole, used)
+
+
+@given(score_streams(), score_streams(), st.integers(0, 399))
+def test_the_limit_for_a_score_has_seen_nothing_of_it_or_of_later_ones(
+    before: Scores, after: Scores, at: int
+) -> None:
+    raw = np.tile(before, 4)
+    n = min(at, len(raw))
+    changed = np.concatenate([raw[:n], after])
+    one, other = judge(RollingLimits(SMALL), raw), judge(RollingLimits(SMALL), changed)
+    seen = slice(0, n)
+    for field in ("flagged", "fed", "normal", "mode"):
+        assert np.array_equal(getattr(one, field)[seen], getattr(other, field)[seen])
+    both = min(n + 1, len(raw), len(changed))
+    # The limit of the first score that differs is still the same.
+    same = np.array_equal(one.limit[:both], other.limit[:both], equal_nan=True)
+    assert same or np.isnan(raw[n]) or np.isnan(changed[n])
+
+
+def test_a_restart_does_not_share_arrays_with_what_was_saved() -> None:
+    limits = warmed(SMALL, 500)
+    state = {name: array.copy() for name, array in limits.state().items()}
+    other = RollingLimits(SMALL)
+    other.restore(state)
+    saved = {name: array.copy() for name, array in state.items()}
+    judge(other, np.full(500, 5.0))
+    assert all(np.array_equal(state[name], saved[name], equal_nan=True) for name in saved)
+
+
+# --- The asked rate ----------------------------------------------------------------------------------------------
+
+SURPRISES = {
+    "exponential": lambda rng, n: rng.exponential(1.0, n),
+    "lognormal": lambda rng, n: rng.lognormal(0.0, 0.6, n),
+    "gamma": lambda rng, n: rng.gamma(3.0, 1.0, n),
+    "heavy": lambda rng, n: rng.lognormal(0.0, 1.2, n),
+}
+RATES = [(0.001, 10_000), (0.003, 10_000), (0.01, 5_000), (0.05, 2_000)]
+
+
+@pytest.mark.parametrize("kind", SURPRISES)
+@pytest.mark.parametrize(("rate", "window"), RATES)
+def test_the_realised_rate_is_within_a_factor_of_two_of_the_asked_one(
+    kind: str, rate: float, window: int
+) -> None:
+    realised = []
+    n = int(60 / rate)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        limits = RollingLimits(Limit(alert_rate=rate, window=window))
+        judge(limits, SURPRISES[kind](rng, 3 * window), alerting=False)
+        realised.append(judge(limits, SURPRISES[kind](rng, n)).flagged.mean())
+    assert rate / 2 <= np.mean(realised) <= 2 * rate
+
+
+@pytest.mark.parametrize("factor", [3.0, 1 / 3])
+@pytest.mark.parametrize("rate", [0.001, 0.01])
+def test_the_rate_comes_back_after_the_scores_have_shifted(factor: float, rate: float) -> None:
+    settings = Limit(alert_rate=rate, window=10_000)
+    realised = []
+    for seed in range(4):
+        limits, rng = warmed(settings, 30_000, seed), np.random.default_rng(seed + 100)
+        judge(limits, factor * rng.exponential(1.0, 100_000))
+        realised.append(judge(limits, factor * rng.exponential(1.0, int(100 / rate))).flagged.mean())
+    assert rate / 2 <= np.mean(realised) <= 2 * rate
+
+
+def test_the_limit_does_not_ratchet_down_as_one_fed_with_unflagged_scores_only_does() -> None:
+    rate, n = 0.01, 60_000
+    scores = np.random.default_rng(3).exponential(1.0, n)
+    limits = RollingLimits(Limit(alert_rate=rate, window=1000))
+    realised = judge(limits, scores).flagged[n // 2 :].mean()
+    assert realised <= 2 * rate
+    # The naive way: what is over the limit is never fed.
+    naive = RollingLimits(Limit(alert_rate=rate, window=1000))
+    flagged = 0
+    for start, stop in pairwise(range(0, n + 1, 50)):
+        part = scores[start:stop]
+        over = part >= naive.lane_limit
+        judge(naive, part[~over], alerting=False)
+        flagged += int(over.sum()) if start >= n // 2 else 0
+    assert flagged / (n // 2) > 3 * realised
+
+
+# --- Bursts ---------------------------------------------------------------------------------------------------------
+
+
+BLINDED = pytest.mark.xfail(
+    reason="at the least window for its rate, ten saved tokens fill all of the tail: the limit jumps into the burst"
+)
+
+
+@pytest.mark.parametrize(
+    ("rate", "height"),
+    [
+        (0.001, 10.0),
+        pytest.param(0.001, 40.0, marks=BLINDED),
+        pytest.param(0.001, 1e3, marks=BLINDED),
+        (0.01, 10.0),
+        (0.01, 40.0),
+        (0.01, 1e3),
+    ],
+)
+def test_a_burst_of_a_thousand_anomalies_hardly_moves_the_limit(rate: float, height: float) -> None:
+    limits = warmed(Limit(alert_rate=rate, window=10_000), 50_000)
+    before = limits.lane_limit
+    rng = np.random.default_rng(1)
+    burst = judge(limits, height * rng.lognormal(0, 0.1, 1000))
+    assert burst.flagged.mean() > 0.97
+    judge(limits, rng.exponential(1.0, 64))
+    assert before <= limits.lane_limit * 1.02
+    assert limits.lane_limit < 1.6 * before
+    assert burst.fed.sum() <= TOKENS_MAX + 2 * rate * 1000 + 1
+
+
+def test_all_unflagged_scores_are_fed_and_of_flagged_ones_no_more_than_the_tokens_allow() -> None:
+    rate = 0.01
+    limits = warmed(Limit(alert_rate=rate, window=1000), 5000)
+    rng = np.random.default_rng(2)
+    raw = np.where(rng.random(20_000) < 0.2, 50.0, rng.exponential(1.0, 20_000))
+    judged = judge(limits, raw)
+    assert judged.fed[~judged.flagged].all()
+    assert judged.fed[judged.flagged].sum() <= TOKENS_MAX + 2 * rate * 20_000 + 1
+
+
+def test_false_alarms_of_ordinary_days_are_all_fed() -> None:
+    limits = warmed(Limit(alert_rate=0.001, window=10_000), 50_000)
+    judged = judge(limits, np.random.default_rng(9).exponential(1.0, 50_000))
+    assert judged.fed.mean() > 0.9995
+
+
+def test_nothing_flagged_or_near_the_limit_is_called_normal() -> None:
+    limits = warmed(Limit(alert_rate=0.01, window=1000), 5000)
+    judged = judge(limits, np.random.default_rng(5).exponential(1.0, 5000))
+    assert not (judged.normal & judged.flagged).any()
+    assert judged.normal.mean() == pytest.approx(0.9, abs=0.03)
+
+
+# --- Entities -------------------------------------------------------------------------------------------------------
+
+
+def test_an_entity_has_its_own_limit_only_after_it_has_seen_enough() -> None:
+    rate = 0.01
+    limits = RollingLimits(Limit(alert_rate=rate, window=1000))
+    rng = np.random.default_rng(0)
+    n = 2000
+    judged = judge(limits, rng.exponential(1.0, n), np.ones(n, np.int64))
+    own = judged.mode == Mode.ENTITY
+    enough = int(EXCEEDANCES_MIN / rate)
+    assert not own[:enough].any()
+    assert own[enough + int(2 * rate * n) :].all()
+
+
+def test_a_noisy_entity_does_not_decide_for_a_quiet_one() -> None:
+    rate = 0.02
+    limits = RollingLimits(Limit(alert_rate=rate, window=2000))
+    rng = np.random.default_rng(0)
+    n = 40_000
+    slots = rng.integers(1, 3, n)
+    raw = rng.exponential(1.0, n) * np.where(slots == 1, 1.0, 20.0)
+    judged = judge(limits, raw, slots)
+    for slot in (1, 2):
+        flagged = judged.flagged[n // 2 :][slots[n // 2 :] == slot]
+        assert rate / 2 <= flagged.mean() <= 2 * rate
+
+
+def test_a_new_owner_of_a_slot_starts_with_the_limit_of_the_lane() -> None:
+    limits = RollingLimits(Limit(alert_rate=0.02, window=1000))
+    rng = np.random.default_rng(0)
+    judge(limits, 50 * rng.exponential(1.0, 3000), np.ones(3000, np.int64))
+    judge(limits, rng.exponential(1.0, 20_000))
+    taken_over = judge(limits, np.array([1.0]), np.array([1]), np.array([True]))
+    assert taken_over.mode[0] == Mode.READY
+    assert taken_over.limit[0] == pytest.approx(limits.lane_limit)
+
+
+# --- What scores may be ---------------------------------------------------------------------------------------------
+
+
+def test_without_a_model_events_are_cold_and_move_nothing() -> None:
+    limits = RollingLimits(SMALL)
+    judged = judge(limits, np.full(1000, np.nan))
+    assert (judged.mode == Mode.COLD).all()
+    assert judged.normal.all()
+    assert np.isnan(judged.limit).all()
+    assert not judged.flagged.any()
+    assert np.isnan(limits.lane_limit)
+    assert kept(limits, 1) == kept(RollingLimits(SMALL), 1)
+
+
+def test_nothing_is_flagged_before_there_is_a_limit_or_while_not_alerting() -> None:
+    judged = judge(RollingLimits(SMALL), np.arange(1.0, 2 * SEEN_MIN))
+    first = np.isnan(judged.limit)
+    assert first[:SEEN_MIN].all()
+    assert (judged.mode[first] == Mode.WARMING).all()
+    assert not judged.flagged[first].any()
+    quiet = judge(warmed(SMALL), np.full(100, 1e3), alerting=False)
+    assert not quiet.flagged.any()
+    assert (quiet.mode == Mode.WARMING).all()
+
+
+@given(score_streams(), st.booleans())
+def test_no_score_breaks_the_limits(raw: Scores, alerting: bool) -> None:
+    limits = warmed(SMALL, 1000)
+    judged = judge(limits, raw, alerting=alerting)
+    finite = ~np.isnan(raw)
+    assert (judged.limit[finite] > 0).all()
+    assert np.isfinite(judged.limit[finite]).all()
+    assert math.isfinite(limits.lane_limit)
+    assert all(np.isfinite(array).all() for array in limits.state().values())
+    assert (judged.mode[~finite] == Mode.COLD).all()
+    over = raw >= judged.limit
+    assert np.array_equal(judged.flagged, over & alerting)
+
+
+def test_an_infinite_score_is_as_high_as_can_be_and_does_not_pull_the_limit_down() -> None:
+    limits = RollingLimits(SMALL)
+    judge(limits, np.tile([1.0, math.inf], 500), alerting=False)
+    assert limits.lane_limit > 1e3
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.05])
+@pytest.mark.parametrize(
+    "levels", [np.array([0.0, 1e-6, 1e-300]), np.geomspace(0.5, 0.55, 60)], ids=["zero", "one bin"]
+)
+def test_a_stream_of_equal_scores_is_not_flagged_whatever_they_are(rate: float, levels: Scores) -> None:
+    for level in levels:
+        limits = RollingLimits(Limit(alert_rate=rate, window=10_000))
+        assert not judge(limits, np.full(1000, level)).flagged.any()
+
+
+def test_a_stream_that_comes_to_a_standstill_is_not_flagged_for_ever() -> None:
+    for level in np.geomspace(0.5, 0.55, 60):
+        limits = warmed(Limit(alert_rate=0.05, window=1000), 3000)
+        assert not judge(limits, np.full(10_000, level)).flagged.any()
+
+
+def test_memory_does_not_grow_with_the_number_of_scores() -> None:
+    limits = warmed(SMALL, 1000)
+    before = {name: array.nbytes for name, array in limits.state().items()}
+    judge(limits, np.random.default_rng(0).exponential(1.0, 200_000))
+    assert {name: array.nbytes for name, array in limits.state().items()} == before
+
+
+def test_weights_stay_exact_over_a_long_life() -> None:
+    limits = RollingLimits(SMALL)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        judge(limits, rng.exponential(1.0, 20_000))
+    assert float(limits.state()["weight"][0]) <= 1.02e12
+    assert limits.lane_limit == pytest.approx(-math.log(0.1), rel=0.35)
+
+
+# --- A new model version --------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0.2, 5.0), st.integers(0, 99))
+def test_limits_go_over_to_the_scale_of_a_new_version(factor: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    settings = Limit(alert_rate=0.01, window=2000)
+    limits = warmed(settings, 10_000, seed)
+    before = limits.lane_limit
+    held_out = rng.exponential(1.0, 2000)
+    limits.rescale(held_out, factor * held_out)
+    assert limits.lane_limit == pytest.approx(factor * before, rel=0.06)
+
+
+def test_rescaling_to_the_same_scale_changes_hardly_anything() -> None:
+    limits = warmed(Limit(alert_rate=0.01, window=2000), 10_000)
+    before = limits.lane_limit
+    held_out = np.random.default_rng(0).exponential(1.0, 500)
+    for _ in range(10):
+        limits.rescale(held_out, held_out)
+    assert limits.lane_limit == pytest.approx(before, rel=0.08)
+
+
+def test_rescaling_with_ties_zeros_or_one_row_keeps_limits_finite() -> None:
+    for before, after in (
+        (np.zeros(50), np.zeros(50)),
+        (np.ones(50), np.zeros(50)),
+        (np.zeros(50), np.ones(50)),
+        (np.array([1.0]), np.array([2.0])),
+        (np.repeat([0.0, 1.0], 25), np.linspace(0, 3, 50)),
+    ):
+        limits = warmed(SMALL, 1000)
+        limits.rescale(before, after)
+        assert math.isfinite(limits.lane_limit)
+        assert limits.lane_limit > 0
+
+
+def test_many_small_batches_are_one_long_stream() -> None:
+    raw = np.random.default_rng(8).exponential(1.0, 5000)
+    whole = judge(RollingLimits(SMALL), raw)
+    limits = RollingLimits(SMALL)
+    parts = [judge(limits, raw[start:stop]) for start, stop in seeded_cuts(5000, 1000, 1)]
+    assert bits(parts) == bits([whole])

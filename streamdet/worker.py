@@ -97,7 +97,9 @@ class Worker:
         self._saved_at_s = self.clock.monotonic_s()
         if self.saved is None:
             self.metrics.cold_starts.inc()
-            log.info("cold start: no checkpoint")
+            log.info(
+                "cold start: no checkpoint; no alerts in the first %d events", self.settings.learning.warmup
+            )
         else:
             self._take_back(self.saved)
             self.saved = None

@@ -117,6 +117,9 @@ class FakeSource:
     def committed(self, lane: LaneId) -> int | None:
         return self.offsets.get(lane)
 
+    def lag(self) -> Mapping[LaneId, int]:
+        return {}
+
     def commit(self, offsets: Mapping[LaneId, int]) -> None:
         self.journal.append(("commit", dict(offsets)))
         self.offsets.update(offsets)

@@ -26,6 +26,8 @@ from streamdet.models.version import ModelVersion
 log = logging.getLogger(__name__)
 
 FIRST_RUN = 256
+# Outcomes of runs are logged at most so often.
+SAY_EVERY_S = 10.0
 # A snapshot with fewer rows is not worth a model.
 ROWS_MIN = 64
 
@@ -67,6 +69,7 @@ class Learner:
         self.adopted_total = 0
         self.refused_total: Counter[str] = Counter()
         self.waited_s = 0.0
+        self._said_s = -math.inf
 
     @property
     def warm(self) -> bool:
@@ -102,7 +105,9 @@ class Learner:
         self._run = None
         if outcome.gate is not None and outcome.gate.refusal is not None:
             self.refused_total[outcome.gate.refusal] += 1
-            log.warning("model refused reason=%s at=%d %s", outcome.gate.refusal, self.seen, outcome.gate)
+            self._say(
+                logging.WARNING, f"model refused reason={outcome.gate.refusal} at={self.seen} {outcome.gate}"
+            )
             return model
         self.adopted_total += 1
         if self._floor is None:
@@ -119,6 +124,14 @@ class Learner:
     def close(self) -> None:
         """Let a run under way end and release its thread."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _say(self, level: int, text: str) -> None:
+        """Log an outcome, but at a high rate of events not each of them; the metrics count all."""
+        now_s = self._clock.monotonic_s()
+        rare = now_s - self._said_s >= SAY_EVERY_S or not self.warm
+        log.log(level if rare else logging.DEBUG, text)
+        if rare:
+            self._said_s = now_s
 
     def _following(self, start: int) -> int:
         learning = self._settings.learning

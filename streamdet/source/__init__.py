@@ -26,6 +26,9 @@ class Source(Protocol):
     def committed(self, lane: LaneId) -> int | None:
         """The offset that the group has committed for the lane, None where it has none."""
 
+    def lag(self) -> Mapping[LaneId, int]:
+        """Records that lie ahead in each lane, as far as that is known."""
+
     def commit(self, offsets: Mapping[LaneId, int]) -> None:
         """Make these the offsets from which the group goes on after a restart."""
 

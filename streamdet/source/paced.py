@@ -76,6 +76,10 @@ class PacedSource:
         """What the source below has committed."""
         return self._source.committed(lane)
 
+    def lag(self) -> Mapping[LaneId, int]:
+        """As the source that is paced has it."""
+        return self._source.lag()
+
     def commit(self, offsets: Mapping[LaneId, int]) -> None:
         """Commit to the source below."""
         self._source.commit(offsets)

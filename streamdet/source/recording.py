@@ -123,6 +123,10 @@ class RecordingSource:
         """The offset last committed by this object."""
         return self._committed.get(lane)
 
+    def lag(self) -> Mapping[LaneId, int]:
+        """Nothing: how many records lie ahead in a file is known only once they are read."""
+        return {}
+
     def commit(self, offsets: Mapping[LaneId, int]) -> None:
         """Keep the offsets, in memory."""
         self._committed.update(offsets)

@@ -316,8 +316,11 @@ class Clients:
 
     def __call__(self, **configs: Any) -> Any:  # noqa: ANN401 - passed on to kafka-python
         """Called by kafka-python, with the configuration of the client being constructed."""
-        self.made.append(KafkaNetClient(**configs))
-        return self.made[-1]
+        client = KafkaNetClient(**configs)
+        # kafka-python 3.0 takes this as an argument of consumer and producer, and forgets to pass it on.
+        client.cluster.config["allow_auto_create_topics"] = False
+        self.made.append(client)
+        return client
 
     def build(self, kind: Callable[..., Any], given: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Construct a kafka-python client that leaves nothing behind when that fails."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Set
 from typing import Any, Final, TypeVar
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
-from kafka.structs import TopicPartition
+from kafka.structs import MemberState, TopicPartition
 
 from streamdet.clock import Clock
 from streamdet.config import Kafka
@@ -22,8 +22,13 @@ T = TypeVar("T")
 # What a call may take while a broker is connected, and while none is.
 CALL_MS: Final = 5_000
 CALL_AWAY_MS: Final = 400
+# What it may take once a broker that is connected has not answered in that time.
+CALL_SLOW_MS: Final = 30_000
 # Poll without a connected broker for this long: the broker counts as away. Reconnecting takes less.
 UNREACHED_S: Final = 1.0
+# A rebalance waits for all members. kafka-python throws its result away and joins anew, which makes the others join
+# anew too, if it comes while nobody polls; so there is a poll nearly all the time.
+JOIN_S: Final = 1.0
 # With a heartbeat a member also learns that another one has come: a rebalance takes up to two of them.
 HEARTBEAT_MS: Final = 1_000
 
@@ -77,6 +82,8 @@ class Reader:
         self.consumer = outage.persist(lambda: clients.build(KafkaConsumer, given))
         self._network = clients.made[-1]
         self._unreached_s: float | None = None
+        self._grouped = options.get("group_id") is not None
+        self._settled = True
 
     @property
     def reached(self) -> bool:
@@ -89,15 +96,17 @@ class Reader:
         return CALL_MS if self.reached else CALL_AWAY_MS
 
     def poll(self, wait_s: float, records_max: int) -> dict[TopicPartition, list[Any]]:
-        """What `KafkaConsumer.poll` gives; blocks for at most a quarter of a second.
+        """What `KafkaConsumer.poll` gives; blocks for at most a quarter of a second, or a second in a rebalance.
 
         Raises:
             BrokerError: Kafka refused.
             BrokerUnavailableError: a stop was requested while waiting after an error.
         """
+        # Not asked for each poll, but after one that brought nothing: a rebalance brings nothing.
+        wait_s = min(max(wait_s, 0.0), SLICE_S) if self._settled else JOIN_S
         try:
             polled: dict[TopicPartition, list[Any]] = self.consumer.poll(
-                timeout_ms=min(max(wait_s, 0.0), SLICE_S) * 1000, max_records=records_max
+                timeout_ms=wait_s * 1000, max_records=records_max
             )
         except POSITION_ERRORS:
             raise
@@ -106,6 +115,7 @@ class Reader:
             self._outage.pause()
             return {}
         if polled:
+            self._settled = True
             self._unreached_s = None
             self._outage.ended()
         else:
@@ -114,7 +124,10 @@ class Reader:
 
     def _watch(self) -> None:
         """Find out whether an empty poll means a quiet topic or a broker that is away: poll itself tells neither."""
-        if self.reached:
+        reached = self.reached
+        joining = self._grouped and self.consumer.group_metadata().state == MemberState.REBALANCING
+        self._settled = not (reached and joining)
+        if reached:
             self._unreached_s = None
             self._outage.ended()
             return
@@ -131,7 +144,16 @@ class Reader:
             BrokerError: it answered with a refusal.
             BrokerUnavailableError: a stop was requested meanwhile.
         """
-        return self._outage.persist(lambda: attempt(self.call_ms))
+        return self._outage.persist(lambda: self._answer(attempt))
+
+    def _answer(self, attempt: Callable[[int], T]) -> T:
+        try:
+            return attempt(self.call_ms)
+        except errors.KafkaTimeoutError:
+            if not self.reached:
+                raise
+            # Kafka is there, only slow: it may wait for other members of the group to join.
+            return attempt(CALL_SLOW_MS)
 
     def learn(self, partitions: Set[TopicPartition]) -> None:
         """Know these partitions before joining a group.

@@ -1,5 +1,6 @@
 """The Kafka source on a real broker: what is particular to Kafka. What holds for every source is in tests/contract."""
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -16,7 +17,7 @@ from kafka_local import Kafka
 from streamdet.clock import SystemClock
 from streamdet.config import Settings, parse
 from streamdet.errors import BrokerError, BrokerUnavailableError
-from streamdet.events import LaneId, Records
+from streamdet.events import Batch, LaneId, Records
 from streamdet.source.kafka import KafkaSource
 
 pytestmark = pytest.mark.integration
@@ -81,6 +82,35 @@ class Sources:
     def close(self) -> None:
         for source in self._made:
             source.close()
+
+
+@contextlib.contextmanager
+def polled(source: KafkaSource, each: Callable[[Batch], None]) -> Iterator[None]:
+    """Poll a source in a thread, as its own worker would: a rebalance needs all members at once."""
+    stop, raised = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            while not stop.is_set():
+                each(source.poll(10))
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(WITHIN_S)
+    if raised:
+        raise raised[0]
+
+
+def shared(first: KafkaSource, second: KafkaSource) -> bool:
+    """Poll the first, and tell whether both have the same number of lanes."""
+    first.poll(10)
+    return len(first.lanes) == len(second.lanes) > 0
 
 
 @pytest.fixture
@@ -237,24 +267,26 @@ def test_two_workers_share_a_topic_and_nothing_is_left_out(
     read(first, 20)
     first.commit(dict.fromkeys(lanes, 2))
 
-    second = sources(given)
     seen: dict[LaneId, list[bytes | None]] = {}
 
-    def shared() -> bool:
-        for source in (first, second):
-            for part in source.poll(10).parts:
-                seen.setdefault(part.lane, []).extend(part.values)
-        return len(first.lanes) == len(second.lanes) == 2
+    def note(batch: Batch) -> None:
+        for part in batch.parts:
+            seen.setdefault(part.lane, []).extend(part.values)
 
-    until(shared, "two lanes each")
-    assert first.lanes | second.lanes == lanes
-    until(lambda: shared() and seen.keys() == second.lanes, "records of the lanes that moved")
-    # The lanes that moved go on at the committed offset; those that stayed do not begin again.
+    second = sources(given)
+    with polled(second, note):
+        until(lambda: shared(first, second), "two lanes each")
+        assert first.lanes | second.lanes == lanes
+        until(
+            lambda: shared(first, second) and seen.keys() == second.lanes, "records of the lanes that moved"
+        )
+    # The lanes that moved go on at the committed offset; those that stayed did not begin again.
     assert all(values[:3] == numbered(3, start=2) for values in seen.values())
+    assert first.lag() == dict.fromkeys(first.lanes, 0)
 
 
 def test_a_commit_for_a_lane_that_moved_on_does_not_set_it_back(
-    kafka: Kafka, make_topic: MakeTopic, sources: Sources, caplog: pytest.LogCaptureFixture
+    kafka: Kafka, kafka_admin: Any, make_topic: MakeTopic, sources: Sources, caplog: pytest.LogCaptureFixture
 ) -> None:
     topic = make_topic(2)
     given = settings(kafka.bootstrap_servers, topic)
@@ -264,19 +296,23 @@ def test_a_commit_for_a_lane_that_moved_on_does_not_set_it_back(
     read(first, 10)
     second = sources(given)
 
-    def shared() -> bool:
-        first.poll(10), second.poll(10)
-        return len(first.lanes) == len(second.lanes) == 1
+    def committed() -> dict[int, int]:
+        found = kafka_admin.list_group_offsets({given.input.group_id: None})[given.input.group_id]
+        return {tp.partition: at.offset for tp, at in found.items()}
 
-    until(shared, "a lane each")
-    (moved,) = second.lanes
-    second.commit({moved: 4})
-    with caplog.at_level(logging.INFO, "streamdet"):
+    def both_commit() -> bool:
+        done = shared(first, second)
+        # Of the lane that has moved too; while a rebalance is under way none counts.
         first.commit({LaneId(topic, 0): 1, LaneId(topic, 1): 1})
-    assert second.committed(moved) == 4
-    (stayed,) = first.lanes
-    assert first.committed(stayed) == 1
-    assert f"commit dropped lanes={moved}" in caplog.text
+        return done and sorted(committed().values()) == [1, 4]
+
+    with caplog.at_level(logging.INFO, "streamdet"):
+        with polled(second, lambda _: second.commit(dict.fromkeys(second.lanes, 4))):
+            until(both_commit, "a lane and a commit each")
+        (moved,) = second.lanes
+        assert f"commit dropped lanes={moved} reason=no longer this worker's" in caplog.text
+    first.commit({moved: 1})
+    assert committed()[moved.partition] == 4
 
 
 def test_a_committed_offset_that_is_gone_is_told_loudly(
@@ -293,6 +329,19 @@ def test_a_committed_offset_that_is_gone_is_told_loudly(
         parts = read(sources(given), 4)
     assert values_of(parts) == numbered(4, start=6)
     assert f"records are gone lane={lane} wanted_offset=3 continues_at=6" in caplog.text
+
+
+def test_a_topic_that_is_deleted_meanwhile_is_not_created_anew(
+    kafka: Kafka, kafka_admin: Any, sources: Sources
+) -> None:
+    name = f"short-lived-{uuid.uuid4().hex[:8]}"
+    kafka_admin.create_topics({name: {"num_partitions": 1}}, wait_for_metadata=True)
+    write(kafka.bootstrap_servers, name, numbered(1))
+    source = sources(settings(kafka.bootstrap_servers, name))
+    read(source, 1)
+    kafka_admin.delete_topics([name])
+    until(lambda: len(source.poll(10)) == 0 and not source.lanes, "the loss of the lane")
+    assert name not in kafka_admin.list_topics()
 
 
 def messages(caplog: pytest.LogCaptureFixture, word: str) -> int:

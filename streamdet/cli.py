@@ -211,7 +211,7 @@ def alerts(
         raise ConfigError("which alerts? Give --topic, or -c with a configuration that names input.topics")
     stop = Signals()
     stop.install()
-    start = _since(since) if since is not None else ("latest" if follow else "earliest")
+    start: Any = _since(since) if since is not None else ("latest" if follow else "earliest")
     with subscribe(
         topic or settings.alerts_topic,
         bootstrap_servers=settings.kafka.bootstrap_servers,

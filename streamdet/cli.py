@@ -38,7 +38,7 @@ VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Log what i
 def main() -> None:
     """Run the command line; the entry point of the package."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except typer.Abort:
         sys.exit(1)
     except StreamdetError as error:
@@ -50,6 +50,8 @@ def main() -> None:
             raise
         show()
         sys.exit(int(getattr(error, "exit_code", 2)))
+    # What typer.Exit says is returned, not raised, where the errors are handled here.
+    sys.exit(code or 0)
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,322 @@
+"""What can be wrong with a configuration that parses: everything is looked at, and all of it said at once.
+
+Nothing is changed by looking: no folder, topic or checkpoint is made. Not covered: whether this client may write to
+the topics, which Kafka tells only when it is tried.
+"""
+
+import os
+import re
+import socket
+import ssl
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from kafka.errors import KafkaError
+
+from streamdet.checkpoint.store import read_checkpoint
+from streamdet.clock import Clock, SystemClock
+from streamdet.config import Features, Security, Settings
+from streamdet.errors import BrokerUnavailableError, CheckpointError, DeviceError, StreamdetError
+from streamdet.events import State
+from streamdet.kafka_client import missing_topic, text, topics_of
+from streamdet.threshold.rolling import BINS
+
+# Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
+ANSWER_S: Final = 5.0
+
+_CHECKPOINTS: Final = "*.checkpoint.safetensors"
+TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+# Measured: a slot's histogram, its counters; its name in a dict, with a slot number; numpy grows by doubling.
+_HISTOGRAM_BYTES: Final = BINS * 8
+_COUNTERS_BYTES: Final = 5 * 8
+_NAME_BYTES: Final = 250
+# A checkpoint is put together in memory, twice: once as arrays, once as the file.
+_CHECKPOINT_COPIES: Final = 2
+# A polled record besides its bytes, and what becomes of it on its way: objects, rows, verdicts.
+_RECORD_BYTES: Final = 2_000
+# kafka-python holds a response and, unpacked, the records of the one before.
+_FETCH_COPIES: Final = 3
+# Compiled loops and a fine-tune with its optimizer, over what importing takes.
+_RUNNING_BYTES: Final = 110_000_000
+# Where the system does not tell what importing took (with the CUDA build of torch; that for the CPU takes a third).
+_IMPORTED_BYTES: Final = 700_000_000
+# A row of the learner's buffer: a number and a mark per column; kept, in a snapshot, on its way through training.
+_ROW_COPIES: Final = 6
+# Where the features are to be inferred.
+_COLUMNS_ASSUMED: Final = 16
+_HELD_OUT_ROWS: Final = 2_048
+
+
+@dataclass
+class Findings:
+    """What was found: notes to know of, and errors that the worker would not start or run with."""
+
+    notes: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def examine(settings: Settings, *, offline: bool) -> Findings:
+    """Look at everything that the worker will need, and say what it will not find.
+
+    Args:
+        settings: a configuration that parses.
+        offline: leave Kafka out.
+    """
+    findings = Findings()
+    _topics(settings, findings)
+    _features(settings, findings)
+    _device(settings, findings)
+    _checkpoints(settings, findings)
+    _address(settings, findings)
+    _files(settings.kafka.security, findings)
+    partitions = None if offline else _kafka(settings, SystemClock(), findings)
+    _memory(settings, partitions, findings)
+    return findings
+
+
+def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: int) -> int:
+    """Resident memory of a worker with full entity tables while it saves a checkpoint, in bytes.
+
+    Args:
+        settings: of the worker.
+        partitions: of all input topics together, all of them this worker's.
+        imported_bytes: what the process takes before it reads anything.
+    """
+    features = settings.input.features
+    columns = _COLUMNS_ASSUMED if features is None else len(features.numeric) + len(features.categorical)
+    slots, names = 1, 0
+    if settings.input.entity is not None:
+        names = settings.input.max_entities
+        slots = 1 << names.bit_length()  # slot 0 is the lane; doubled until there is room
+    arrays = slots * (_HISTOGRAM_BYTES + _COUNTERS_BYTES + 8 * columns)
+    lanes = partitions * (arrays * (1 + _CHECKPOINT_COPIES) + names * _NAME_BYTES)
+    batch = settings.input.batch
+    reading = _FETCH_COPIES * batch.max_bytes + batch.max_events * _RECORD_BYTES
+    learning = (settings.learning.buffer + _HELD_OUT_ROWS) * columns * 5 * _ROW_COPIES
+    return imported_bytes + _RUNNING_BYTES + lanes + reading + learning
+
+
+def _topics(settings: Settings, findings: Findings) -> None:
+    given = settings.input.topics
+    if not given:
+        findings.errors.append(
+            "input.topics is empty: name at least one topic to read (only replay does without)"
+        )
+        return
+    written = {"alerts.topic": settings.alerts_topic, "dead_letters.topic": settings.dead_letters_topic}
+    for setting, topic in written.items():
+        if topic in given:
+            findings.errors.append(
+                f"{setting} is {topic!r}, which is also read (input.topics): what is written would be judged again, "
+                "without end; choose another"
+            )
+    if len(set(written.values())) == 1:
+        findings.errors.append(
+            f"alerts.topic and dead_letters.topic are both {settings.alerts_topic!r}: subscribers to alerts would "
+            "get dead letters; choose another for one of them"
+        )
+    for topic in (*given, *written.values()):
+        if not TOPIC_NAME.fullmatch(topic) or topic in (".", ".."):
+            findings.errors.append(
+                f"{topic!r} is no name of a topic: Kafka allows up to 249 letters, digits, '.', '_' and '-'"
+            )
+
+
+def _features(settings: Settings, findings: Findings) -> None:
+    given = settings.input
+    if given.features is None:
+        findings.notes.append("features: none configured, they will be inferred from the first records")
+        return
+    for setting, name in (("timestamp", given.timestamp), ("entity", given.entity)):
+        if name is not None and name in _names(given.features):
+            findings.errors.append(
+                f"input.{setting} is {name!r}, which is also among input.features: take it out of one of them"
+            )
+    if given.timestamp is not None and given.timestamp == given.entity:
+        findings.errors.append(f"input.timestamp and input.entity are both {given.timestamp!r}")
+
+
+def _names(features: Features) -> tuple[str, ...]:
+    return features.numeric + features.categorical
+
+
+def _device(settings: Settings, findings: Findings) -> None:
+    from streamdet.models.device import choose_device  # imports torch
+
+    try:
+        device, warning = choose_device(settings.model)
+    except DeviceError as error:
+        findings.errors.append(str(error))
+    else:
+        findings.notes.append(f"device: {device}" if warning is None else f"device: {warning}")
+
+
+def _checkpoints(settings: Settings, findings: Findings) -> None:
+    url = settings.checkpoint.url
+    if "://" in url and not url.startswith("file://"):
+        findings.errors.append(f"checkpoint.url is {url!r}: only folders of this machine are known")
+        return
+    folder = Path(url.removeprefix("file://"))
+    try:
+        _try_to_write(folder)
+    except OSError as error:
+        findings.errors.append(f"checkpoint.url: cannot write to {folder}: {error}")
+        return
+    _look_at_checkpoints(settings, folder, findings)
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise OSError where no checkpoint could be written; leaves nothing behind."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file")
+    if there == folder.absolute():
+        with tempfile.TemporaryFile(dir=there):
+            return
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"it does not exist, and {there} may not be written to")
+
+
+def _look_at_checkpoints(settings: Settings, folder: Path, findings: Findings) -> None:
+    files = sorted(folder.glob(_CHECKPOINTS), reverse=True)
+    for path in files:
+        try:
+            saved = read_checkpoint(path)
+        except CheckpointError as error:
+            findings.notes.append(f"checkpoint: {error}")
+            continue
+        foreign = _foreign(settings, saved)
+        if foreign is None:
+            findings.notes.append(f"checkpoint: the worker goes on from {path}")
+        else:
+            findings.errors.append(
+                f"checkpoint.url: {path} {foreign}: set another checkpoint.url, or empty the folder to start cold"
+            )
+        return
+    if files:
+        findings.errors.append(
+            f"checkpoint.url: none of the {len(files)} checkpoints in {folder} can be used: restore one from a "
+            "backup, or empty the folder to start cold"
+        )
+
+
+def _foreign(settings: Settings, saved: State) -> str | None:
+    """How a checkpoint is another stream's; None where it is this one's."""
+    given, schema = settings.input, saved["schema"]
+    if saved["group_id"] != given.group_id:
+        return f"is of group {saved['group_id']!r}, not {given.group_id!r}"
+    configured: dict[str, object] = {"entity": given.entity}
+    if given.timestamp is not None or given.features is not None:
+        configured["timestamp"] = given.timestamp
+    if given.features is not None:
+        configured["numeric"] = list(given.features.numeric)
+        configured["categorical"] = list(given.features.categorical)
+    for name, value in configured.items():
+        if schema[name] != value:
+            return f"was made with {name} {schema[name]!r}, not {value!r}"
+    return None
+
+
+def _address(settings: Settings, findings: Findings) -> None:
+    address = settings.serve.http
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except (OSError, OverflowError) as error:
+        findings.errors.append(
+            f"serve.http: cannot listen on {address}: {error}; is a worker running already? Else choose another"
+        )
+
+
+def _files(security: Security, findings: Findings) -> None:
+    """Every file that is named, whether or not the protocol makes use of it."""
+    for setting in ("password_file", "ca_file", "cert_file", "key_file"):
+        path: Path | None = getattr(security, setting)
+        if path is None:
+            continue
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            findings.errors.append(f"kafka.security.{setting}: cannot read it: {error}")
+    if any(line.startswith("kafka.security.") for line in findings.errors):
+        return
+    context = ssl.create_default_context()
+    if security.ca_file is not None:
+        _try(lambda: context.load_verify_locations(security.ca_file), "ca_file", findings)
+    if security.cert_file is not None:
+        # The empty password keeps it from asking the terminal for one.
+        load = partial(context.load_cert_chain, security.cert_file, security.key_file, password="")
+        _try(load, "cert_file and key_file", findings)
+
+
+def _try(load: Callable[[], None], settings: str, findings: Findings) -> None:
+    try:
+        load()
+    except (ssl.SSLError, ValueError) as error:
+        findings.errors.append(f"kafka.security.{settings}: expected PEM without a password: {error}")
+
+
+def _kafka(settings: Settings, clock: Clock, findings: Findings) -> int | None:
+    """Partitions of all input topics; None where Kafka did not tell."""
+    kafka, given = settings.kafka, settings.input
+    if not given.topics:
+        written: tuple[str, ...] = ()
+    else:
+        written = (settings.alerts_topic, settings.dead_letters_topic)
+    end_s = clock.monotonic_s() + ANSWER_S
+    try:
+        found = topics_of(kafka, [*given.topics, *written], clock, lambda: clock.monotonic_s() > end_s)
+    except BrokerUnavailableError:
+        findings.errors.append(f"Kafka at {kafka.bootstrap_servers} does not answer within {ANSWER_S:g} s")
+        return None
+    except StreamdetError as error:
+        if str(error) not in findings.errors:
+            findings.errors.append(str(error))
+        return None
+    except (KafkaError, OSError) as error:
+        findings.errors.append(
+            f"Kafka at {kafka.bootstrap_servers} cannot be reached: {text(error)}; check kafka.bootstrap_servers, and "
+            "that it is running"
+        )
+        return None
+    findings.errors += [str(missing_topic(topic, kafka)) for topic in given.topics if topic not in found]
+    findings.notes += [
+        f"topic {topic}: not there yet, will be created" for topic in written if topic not in found
+    ]
+    partitions = sum(found[topic] for topic in given.topics if topic in found)
+    return partitions or None
+
+
+def _memory(settings: Settings, partitions: int | None, findings: Findings) -> None:
+    given = settings.input
+    lanes = partitions or max(len(given.topics), 1)
+    memory = memory_estimate_bytes(settings, lanes, _imported_bytes())
+    assumed = f"{lanes} {'partition' if lanes == 1 else 'partitions'}"
+    if partitions is None:
+        assumed += " (a guess: Kafka did not tell)"
+    held = "one stream" if given.entity is None else f"{given.max_entities:,} entities (input.max_entities)"
+    findings.notes.append(
+        f"memory: about {memory / 1e6:,.0f} MB with {held} per partition on {assumed}, all read by this worker, while a "
+        "checkpoint is saved; a GPU's own libraries come on top"
+    )
+
+
+def _imported_bytes() -> int:
+    """What this process, which has imported what a worker does, takes at the moment."""
+    from streamdet import app  # noqa: F401 - for what it imports
+    from streamdet.sink import kafka  # noqa: F401
+
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return _IMPORTED_BYTES
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -283,6 +283,21 @@ class Settings(Section):
     checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")
     serve: Serve = Field(Serve(), description="Metrics.")
 
+    @model_validator(mode="after")
+    def _no_loop(self) -> Self:
+        if self.input.topics:
+            written = {"alerts.topic": self.alerts_topic, "dead_letters.topic": self.dead_letters_topic}
+            for setting, topic in written.items():
+                if topic in self.input.topics:
+                    raise ValueError(
+                        f"{setting} {topic!r} is also an input topic: the worker would judge its own output"
+                    )
+            if self.alerts_topic == self.dead_letters_topic:
+                raise ValueError(
+                    f"alerts and dead letters would both go to {self.alerts_topic!r}: name two topics"
+                )
+        return self
+
     @property
     def alerts_topic(self) -> str:
         """The topic that alerts go to."""

@@ -34,9 +34,14 @@ class Ring:
         self.imputed[at] = rows.imputed
 
     def rows(self) -> Rows:
-        """A copy of what is kept, oldest place first."""
+        """A copy of what is kept, in the order of places."""
         kept = min(self.added, len(self.values))
         return Rows(self.values[:kept].copy(), self.imputed[:kept].copy())
+
+    def oldest_first(self) -> Rows:
+        """A copy of what is kept, in the order in which it was added."""
+        rows = self.rows()
+        return rows[(np.arange(len(rows)) + self.added) % len(rows)] if len(rows) else rows
 
     def state(self) -> State:
         """All that is kept."""
@@ -71,8 +76,8 @@ class NormalRows:
         return Rows.concatenate([self._sample.rows(), self._recent.rows()])
 
     def held_out(self) -> Rows:
-        """The rows to calibrate and to judge on."""
-        return self._held_out.rows()
+        """The rows to calibrate and to judge on, oldest first."""
+        return self._held_out.oldest_first()
 
     def _add_to_sample(self, rows: Rows) -> None:
         """Keep each row ever seen with the same probability (algorithm R; Vitter, ACM TOMS 11, 1985)."""

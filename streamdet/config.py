@@ -219,7 +219,7 @@ class Learning(Section):
 
     enabled: bool = Field(True, description="False: the model of the end of warm-up stays for good.")
     warmup: int = Field(1000, ge=256, le=10_000_000, description="Events learnt from before the first alert.")
-    every: int = Field(20_000, ge=256, description="Events between fine-tunes.")
+    every: int = Field(50_000, ge=256, description="Events between fine-tunes.")
     lag: int = Field(
         10_000,
         ge=0,

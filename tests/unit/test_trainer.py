@@ -1,0 +1,121 @@
+"""Training is a pure function of its snapshot: seeded, on a stated scale, and unmoved by a few gross rows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from strategies import model_of, names_of, normal_rows, snapshot_of
+
+from streamdet.events import Rows
+from streamdet.learn.trainer import SPREAD_FLOOR, WARMUP_TRIM, Adam, Snapshot, spread_floor, train
+from streamdet.models.version import ModelVersion
+
+CPU = torch.device("cpu")
+
+
+def trained(snapshot: Snapshot, previous: ModelVersion | None = None, seed: int = 0) -> ModelVersion:
+    return train(snapshot, previous, names_of(snapshot.training.values.shape[1]), seed, CPU)
+
+
+def test_the_same_snapshot_gives_the_same_version_whatever_the_global_random_state() -> None:
+    torch.manual_seed(1)
+    first = trained(snapshot_of(300))
+    torch.manual_seed(2)
+    np.random.default_rng(3).random()
+    assert trained(snapshot_of(300)).id == first.id
+
+
+def test_another_seed_count_or_predecessor_gives_another_version() -> None:
+    snapshot = snapshot_of(300)
+    ids = {
+        trained(snapshot).id,
+        trained(snapshot, seed=1).id,
+        trained(replace(snapshot, at=301)).id,
+        trained(snapshot, model_of()).id,
+    }
+    assert len(ids) == 4
+
+
+def test_training_leaves_the_snapshot_and_the_predecessor_as_they_were() -> None:
+    snapshot, previous = snapshot_of(300), model_of()
+    values, before = snapshot.training.values.copy(), previous.id
+    trained(snapshot, previous)
+    assert np.array_equal(snapshot.training.values, values)
+    again = ModelVersion.from_tensors(previous.columns, previous.tensors(), previous.trained_at, CPU)
+    assert again.id == before
+
+
+def test_a_trained_model_restores_normal_rows_better_than_an_untrained_one() -> None:
+    model, rows = model_of(2000), normal_rows(1000, 6, seed=42)
+    deviation, residual = model.raw_scores(rows)
+    assert np.median(residual) < 0.6 * np.median(deviation)
+
+
+def test_it_learns_how_columns_move_together_and_not_just_their_ranges() -> None:
+    model, rows = model_of(3000), normal_rows(1000, 6, seed=42)
+    rng = np.random.default_rng(0)
+    shuffled = Rows(np.stack([rng.permutation(c) for c in rows.values.T], axis=1), rows.imputed)
+    _, usual = model.raw_scores(rows)
+    _, torn = model.raw_scores(shuffled)
+    assert np.median(torn) > 2 * np.median(usual)
+
+
+def test_a_few_gross_rows_in_the_warm_up_change_the_scale_hardly() -> None:
+    clean = snapshot_of(1000)
+    dirty = replace(snapshot_of(1000), trim=WARMUP_TRIM)
+    dirty.training.values[::100] += np.float32(1e6)
+    spread = trained(dirty).scaler.spread / trained(clean).scaler.spread
+    assert ((spread > 0.7) & (spread < 1.3)).all()
+
+
+def test_refits_do_not_see_less_and_less_spread() -> None:
+    first = model_of(1000)
+    floor = spread_floor(first)
+    assert floor == pytest.approx(SPREAD_FLOOR * first.scaler.spread.numpy())
+    narrow = snapshot_of(500)
+    for rows in (narrow.training, narrow.held_out):
+        rows.values[:] = rows.values.mean(axis=0) + 0.01 * (rows.values - rows.values.mean(axis=0))
+    refit = trained(replace(narrow, spread_floor=floor), first)
+    assert (refit.scaler.spread.numpy() >= floor * 0.999).all()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 30])
+def test_any_number_of_columns_can_be_learnt_even_from_the_fewest_rows(columns: int) -> None:
+    model = trained(Snapshot(normal_rows(64, columns), normal_rows(16, columns, 1), None, 0.02, 64))
+    scores = model.score(normal_rows(500, columns, 2))
+    assert np.isfinite(scores).all()
+    assert model.columns == names_of(columns)
+    assert model.trained_at == 64
+
+
+def test_rows_with_gaps_are_learnt_from_and_judged_by_what_is_there() -> None:
+    gappy = model_of(2000, missing=0.2)
+    whole, holed = normal_rows(1000, 6, 5), normal_rows(1000, 6, 5, missing=0.2)
+    holed.values[holed.imputed] = np.broadcast_to(gappy.scaler.location.numpy(), (1000, 6))[holed.imputed]
+    for rows in (whole, holed):
+        assert np.median(gappy.score(rows)) == pytest.approx(0.7, abs=0.4)
+
+
+def test_constant_columns_and_rows_that_are_all_alike_train_to_finite_versions() -> None:
+    for level in (0.0, 1e30, -5.0):
+        snapshot = snapshot_of(200, 3)
+        for rows in (snapshot.training, snapshot.held_out):
+            rows.values[:] = np.float32(level)
+        model = trained(snapshot)
+        assert all(torch.isfinite(tensor).all() for tensor in model.tensors().values())
+        assert np.isfinite(model.score(snapshot.held_out)).all()
+
+
+def test_the_optimiser_takes_the_steps_of_the_paper() -> None:
+    parameter = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+    optimiser = Adam([parameter], 0.1)
+    x, mean, square = np.array([1.0, -2.0, 3.0]), np.zeros(3), np.zeros(3)
+    for step in range(1, 21):
+        ((parameter - step) ** 2).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        assert parameter.grad is None
+        gradient = 2 * (x - step)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        x = x - 0.1 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+    assert parameter.detach().numpy() == pytest.approx(x, abs=1e-4)

@@ -108,19 +108,8 @@ def _topics(settings: Settings, findings: Findings) -> None:
             "input.topics is empty: name at least one topic to read (only replay does without)"
         )
         return
-    written = {"alerts.topic": settings.alerts_topic, "dead_letters.topic": settings.dead_letters_topic}
-    for setting, topic in written.items():
-        if topic in given:
-            findings.errors.append(
-                f"{setting} is {topic!r}, which is also read (input.topics): what is written would be judged again, "
-                "without end; choose another"
-            )
-    if len(set(written.values())) == 1:
-        findings.errors.append(
-            f"alerts.topic and dead_letters.topic are both {settings.alerts_topic!r}: subscribers to alerts would "
-            "get dead letters; choose another for one of them"
-        )
-    for topic in (*given, *written.values()):
+    written = (settings.alerts.topic, settings.dead_letters.topic)
+    for topic in (*given, *(topic for topic in written if topic is not None)):
         if not TOPIC_NAME.fullmatch(topic) or topic in (".", ".."):
             findings.errors.append(
                 f"{topic!r} is no name of a topic: Kafka allows up to 249 letters, digits, '.', '_' and '-'"
@@ -305,8 +294,8 @@ def _memory(settings: Settings, partitions: int | None, findings: Findings) -> N
         assumed += " (a guess: Kafka did not tell)"
     held = "one stream" if given.entity is None else f"{given.max_entities:,} entities (input.max_entities)"
     findings.notes.append(
-        f"memory: about {memory / 1e6:,.0f} MB with {held} per partition on {assumed}, all read by this worker, while a "
-        "checkpoint is saved; a GPU's own libraries come on top"
+        f"memory: about {memory / 1e6:,.0f} MB with {held} per partition on {assumed}, all read by this worker, while "
+        "a checkpoint is saved; a GPU's own libraries come on top"
     )
 
 

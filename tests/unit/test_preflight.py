@@ -46,27 +46,14 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     findings = checked(
         tmp_path,
         input={"topics": ["a b"], "entity": "x"},
-        alerts={"topic": "dead"},
-        dead_letters={"topic": "dead"},
         checkpoint={"url": str(tmp_path / "file")},
         kafka={"security": {"ca_file": str(tmp_path / "nowhere.pem")}},
     )
-    assert len(findings.errors) == 5
+    assert len(findings.errors) == 4
 
 
 def test_no_topics_are_an_error(tmp_path: Path) -> None:
     assert "input.topics is empty" in one_error(checked(tmp_path, input={"topics": []}))
-
-
-@pytest.mark.parametrize("setting", ["alerts", "dead_letters"])
-def test_writing_to_a_topic_that_is_read_is_an_error(tmp_path: Path, setting: str) -> None:
-    error = one_error(checked(tmp_path, **{setting: {"topic": "sensors"}}))
-    assert error.startswith(f"{setting}.topic is 'sensors', which is also read")
-
-
-def test_alerts_among_dead_letters_are_an_error(tmp_path: Path) -> None:
-    error = one_error(checked(tmp_path, alerts={"topic": "out"}, dead_letters={"topic": "out"}))
-    assert "are both 'out'" in error
 
 
 def test_a_name_that_kafka_does_not_allow_is_an_error(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ whole unless the disk itself failed; the digest finds that out too. Loading take
 says why it passed over others. Nothing in a checkpoint can run code.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "1"
 _SUFFIX = ".checkpoint.safetensors"
+# Files of other names are somebody else's: a copy that was put aside is neither loaded nor dropped.
+_NAME = re.compile(r"[0-9]{12}" + re.escape(_SUFFIX))
 # Under this key a nested value of a tree is an array of the file; its JSON value is the name there.
 _ARRAY = "$array"
 
@@ -58,7 +62,8 @@ class CheckpointFolder:
             for old in self._files()[: -self._keep]:
                 old.unlink()
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
         return path
 
@@ -82,7 +87,7 @@ class CheckpointFolder:
         return None
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob(f"*{_SUFFIX}"))
+        return sorted(path for path in self._folder.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name))
 
 
 def read_checkpoint(path: Path) -> State:
@@ -107,10 +112,11 @@ def read_checkpoint(path: Path) -> State:
 
 
 def _split(node: object, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> object:
-    """The tree without its arrays, which are moved out under the path to them."""
+    """The tree without its arrays, which are moved out under a number and the path to them."""
     if isinstance(node, np.ndarray):
-        arrays[path] = np.ascontiguousarray(node)
-        return {_ARRAY: path}
+        name = f"{len(arrays)}{path}"  # the path alone is not unique: keys may have slashes in them
+        arrays[name] = np.asarray(node, order="C")
+        return {_ARRAY: name}
     if isinstance(node, Mapping):
         return {key: _split(value, f"{path}/{key}", arrays) for key, value in node.items()}
     return node

@@ -1,14 +1,10 @@
 """The composition root: puts a worker together from a configuration, for Kafka or for a recording."""
 
 import logging
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -34,32 +30,13 @@ from streamdet.sink.jsonl import JsonLinesSink, WholeFile
 from streamdet.source import Source
 from streamdet.source.paced import PacedSource
 from streamdet.source.recording import RecordingSource
+from streamdet.stopping import Signals
 from streamdet.worker import Observer, StopSignal, Worker, run
 
 log = logging.getLogger(__name__)
 
 # How long a schema is guessed from fewer than the full sample, once a first record is there.
 SAMPLE_WAIT_S = 5.0
-
-
-class Signals:
-    """SIGTERM and SIGINT ask the worker to finish; the second one gives up at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def install(self) -> None:
-        """Listen from now on; only from the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self.requested:
-            os.write(sys.stderr.fileno(), f"{name} again: giving up at once\n".encode())
-            os._exit(1)
-        self.requested = True
-        os.write(sys.stderr.fileno(), f"{name}: finishing the batch; once more to give up\n".encode())
 
 
 def build(

@@ -118,9 +118,10 @@ def replay(
 
     _log(logging.INFO if verbose else logging.WARNING)
     settings = configuration.load(config) if config is not None else configuration.Settings()
-    from streamdet.app import Replay, Signals
+    from streamdet.app import Replay
     from streamdet.app import replay as judge
     from streamdet.show import progress, summary_lines
+    from streamdet.stopping import Signals
 
     stop = Signals()
     stop.install()
@@ -148,7 +149,7 @@ def record(
 ) -> None:
     """Write a topic into a lossless recording: coordinates, keys, headers and bytes as they are."""
     _log(logging.WARNING)
-    from streamdet.app import Signals
+    from streamdet.stopping import Signals
     from streamdet.transfer import record_topic
 
     stop = Signals()
@@ -173,7 +174,7 @@ def publish(
 ) -> None:
     """Publish recordings to a topic; rows of CSV and Parquet become JSON objects."""
     _log(logging.WARNING)
-    from streamdet.app import Signals
+    from streamdet.stopping import Signals
     from streamdet.transfer import publish_recordings
 
     stop = Signals()
@@ -205,8 +206,8 @@ def alerts(
     """Subscribe to alerts: a live table in a terminal, JSON lines in a pipe."""
     _log(logging.WARNING)
     from streamdet.alerts import subscribe
-    from streamdet.app import Signals
     from streamdet.show import show_alerts
+    from streamdet.stopping import Signals
 
     settings = _settings(config, bootstrap_servers)
     if topic is None and not settings.input.topics:

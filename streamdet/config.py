@@ -1,8 +1,8 @@
 """The configuration: every setting declared once, with its unit, bounds, default and a sentence.
 
 From these declarations come parsing, `streamdet check`, the commented file of `streamdet init` and the
-From these declarations come parsing, `streamdet check`, the commented file of `streamdet init` and the
-reference in the documentation. Unknown keys are refused. `${NAME}` in a value comes from the environment;
+reference in the documentation. Unknown keys are refused. `${NAME}` in a value comes from the environment, so that a
+secret need not stand in the file; no secret is shown in any text, errors and their traces included.
 """
 
 import math
@@ -73,7 +73,7 @@ class Security(Section):
         if self.password_file is not None:
             try:
                 return self.password_file.read_text(encoding="utf-8").strip()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"kafka.security.password_file: cannot read it: {error}") from error
         return None if self.password is None else self.password.get_secret_value()
 
@@ -343,7 +343,8 @@ def parse(tree: dict[str, Any], name: str = "configuration") -> Settings:
         return Settings.model_validate(_expand(tree, name))
     except ValidationError as error:
         lines = [f"  {_where(e['loc'])}: {_what(e)}" for e in error.errors()]
-        raise ConfigError(f"{name} cannot be used:\n" + "\n".join(lines)) from error
+        # Not `from error`: it shows all that was given, a password too.
+        raise ConfigError(f"{name} cannot be used:\n" + "\n".join(lines)) from None
 
 
 def _expand(node: object, name: str) -> Any:  # noqa: ANN401 - a YAML tree
@@ -369,7 +370,12 @@ def _what(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
         return f"unknown key; known here: {', '.join(known)}"
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = error.get("input")
-    return message if isinstance(shown, dict | BaseModel) else f"{message} (got {shown!r})"
+    hidden = isinstance(shown, dict | BaseModel) or _may_hold_a_secret(error["loc"])
+    return message if hidden else f"{message} (got {shown!r})"
+
+
+def _may_hold_a_secret(location: tuple[int | str, ...]) -> bool:
+    return location[:2] == ("kafka", "security") and location[2:3] in ((), ("password",))
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

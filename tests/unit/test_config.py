@@ -1,0 +1,293 @@
+"""A configuration is checked wholly, its faults are named with what to do, and its secrets stay in it."""
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from streamdet.config import EXCEEDANCES_MIN, Limit, Settings, load, parse
+from streamdet.errors import ConfigError
+
+SECRET = "hunter2-hunter2"
+SASL = {"protocol": "SASL_SSL", "mechanism": "PLAIN", "username": "me"}
+
+
+def refusal(tree: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(tree)
+    return str(caught.value)
+
+
+def with_security(**security: Any) -> dict[str, Any]:
+    return {"kafka": {"security": SASL | security}}
+
+
+# --- Faults ---------------------------------------------------------------------------------------
+
+
+def test_two_lines_are_enough() -> None:
+    settings = parse({"kafka": {"bootstrap_servers": "broker:9092"}, "input": {"topics": ["sensors"]}})
+    assert settings.alerts_topic == "sensors.alerts"
+    assert settings.dead_letters_topic == "sensors.dead-letters"
+
+
+def test_every_unusable_setting_is_listed_with_its_path_in_one_error() -> None:
+    text = refusal(
+        {
+            "input": {"topics": ["a", "a"], "batch": {"max_events": 0}, "features": {"numeric": ["x", "x"]}},
+            "limit": {"alert_rate": 2},
+            "learning": {"every": 300, "lag": 300},
+            "model": {"device": "tpu", "sed": 1},
+            "delivery": "exactly-twice",
+            "checkpoint": {"keep": "many"},
+            "limits": {},
+        }
+    )
+    for path in (
+        "input.topics:",
+        "input.batch.max_events:",
+        "input.features:",
+        "limit.alert_rate:",
+        "learning:",
+        "model.device:",
+        "model.sed:",
+        "delivery:",
+        "checkpoint.keep:",
+        "limits:",
+    ):
+        assert f"\n  {path} " in text
+    assert len(text.splitlines()) == 11
+
+
+def test_a_value_that_cannot_be_used_is_shown() -> None:
+    assert "got 'tpu'" in refusal({"model": {"device": "tpu"}})
+    assert "got 0" in refusal({"input": {"batch": {"max_events": 0}}})
+
+
+@pytest.mark.parametrize(
+    ("tree", "known"),
+    [
+        ({"limits": {}}, ["limit", "input", "kafka"]),
+        ({"limit": {"rate": 0.1}}, ["alert_rate", "window"]),
+        ({"input": {"batch": {"max": 1}}}, ["max_events", "max_bytes", "max_wait_ms"]),
+        ({"input": {"features": {"numeric": ["a"], "names": []}}}, ["numeric", "categorical"]),
+        ({"learning": {"gate": {"loss": 1}}}, ["loss_ratio_max"]),
+        ({"kafka": {"security": {"user": "me"}}}, ["username", "password_file"]),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_known_ones(tree: dict[str, Any], known: list[str]) -> None:
+    text = refusal(tree)
+    assert "unknown key; known here:" in text
+    assert all(key in text for key in known)
+
+
+def test_a_rate_that_the_window_cannot_resolve_is_refused_with_what_to_set() -> None:
+    text = refusal({"limit": {"alert_rate": 0.0001, "window": 10_000}})
+    assert "set window to 100000 or more, or alert_rate to 0.001 or more" in text
+    assert "limit:" in text
+
+
+@given(st.floats(1e-6, 0.1), st.integers(100, 10_000_000))
+def test_following_the_advice_about_rate_and_window_is_always_enough(rate: float, window: int) -> None:
+    try:
+        settings = Limit(alert_rate=rate, window=window)
+    except ValueError as error:
+        need = int(str(error).split("set window to ")[1].split(" ")[0])
+        assert need > window
+        settings = Limit(alert_rate=rate, window=max(need, 100))
+    assert settings.window * settings.alert_rate >= EXCEEDANCES_MIN * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 0.0, "a lot"])
+@pytest.mark.parametrize("name", ["alert_rate"])
+def test_numbers_that_are_none_are_refused(name: str, number: object) -> None:
+    assert f"limit.{name}" in refusal({"limit": {name: number}})
+
+
+def test_sasl_without_a_login_says_all_that_is_missing() -> None:
+    text = refusal({"kafka": {"security": {"protocol": "SASL_SSL"}}})
+    assert "mechanism, username, password or password_file" in text
+    assert "not both" in refusal(with_security(password="a", password_file="b"))
+
+
+@pytest.mark.parametrize(
+    "tree", [{1: 2}, {"input": []}, {"input": None}, {"kafka": "localhost:9092"}, {"serve": {"http": 8080}}]
+)
+def test_sections_of_another_shape_are_refused_in_a_sentence(tree: dict[str, Any]) -> None:
+    assert "cannot be used" in refusal(tree)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*Settings.model_fields, "other"]),
+        st.recursive(
+            st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=2),
+                st.dictionaries(
+                    st.sampled_from(["topics", "window", "security", "batch", "gate", "features", "x", ""]),
+                    inner,
+                ),
+            ),
+            max_leaves=5,
+        ),
+    )
+)
+def test_any_tree_is_either_settings_or_a_list_of_faults(tree: dict[str, Any]) -> None:
+    try:
+        settings = parse(tree)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) >= 2 or "not set in the environment" in str(error)  # noqa: PT017
+    else:
+        assert isinstance(settings, Settings)
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_and_named_in_its_faults(tmp_path: Path) -> None:
+    path = tmp_path / "streamdet.yaml"
+    path.write_text("input: {topics: [sensors]}\nlimit: {alert_rate: 0.01}\n")
+    assert load(path).limit.alert_rate == 0.01
+    path.write_text("input: {topcs: [sensors]}\n")
+    with pytest.raises(ConfigError, match=r"streamdet\.yaml cannot be used"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"input: [", "not valid YAML"),
+        (b"", "must hold a mapping"),
+        (b"- a\n", "must hold a mapping"),
+        (b"\xff\xfe", "cannot read"),
+        (b"a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_in_a_sentence(
+    tmp_path: Path, content: bytes, hint: str
+) -> None:
+    path = tmp_path / "streamdet.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=hint) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load(tmp_path / "missing.yaml")
+
+
+# --- The environment ------------------------------------------------------------------------------
+
+
+def test_variables_are_put_in_anywhere_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMDET_TEST_HOST", "broker")
+    monkeypatch.setenv("STREAMDET_TEST_PASSWORD", "${STREAMDET_TEST_HOST}")
+    settings = parse(
+        {
+            "kafka": {
+                "bootstrap_servers": "${STREAMDET_TEST_HOST}:1,${STREAMDET_TEST_HOST}:2",
+                "security": SASL | {"password": "${STREAMDET_TEST_PASSWORD}"},
+            },
+            "input": {"topics": ["a", "${STREAMDET_TEST_HOST}"]},
+        }
+    )
+    assert settings.kafka.bootstrap_servers == "broker:1,broker:2"
+    assert settings.kafka.security.secret() == "${STREAMDET_TEST_HOST}"
+    assert settings.input.topics == ("a", "broker")
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STREAMDET_TEST_HOST", raising=False)
+    with pytest.raises(ConfigError, match=r"\$\{STREAMDET_TEST_HOST\}.*not set"):
+        parse({"kafka": {"bootstrap_servers": "${STREAMDET_TEST_HOST}"}})
+
+
+def test_a_number_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMDET_TEST_WINDOW", "20000")
+    assert parse({"limit": {"window": "${STREAMDET_TEST_WINDOW}"}}).limit.window == 20_000
+
+
+# --- Secrets --------------------------------------------------------------------------------------
+
+
+def test_the_password_comes_from_the_file_without_its_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text(SECRET + "\n")
+    assert parse(with_security(password_file=str(path))).kafka.security.secret() == SECRET
+    assert parse(with_security(password=SECRET)).kafka.security.secret() == SECRET
+    assert Settings().kafka.security.secret() is None
+
+
+def test_a_password_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for name in ("missing", "binary"):
+        security = parse(with_security(password_file=str(tmp_path / name))).kafka.security
+        with pytest.raises(ConfigError, match=r"kafka\.security\.password_file"):
+            security.secret()
+
+
+def test_a_secret_is_in_no_text_made_of_the_settings(caplog: pytest.LogCaptureFixture) -> None:
+    settings = parse(with_security(password=SECRET))
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("test").info("settings %s %r", settings, settings.kafka.security)
+    texts = [str(settings), repr(settings), f"{settings.kafka}", settings.model_dump_json(), caplog.text]
+    texts.append(str(settings.model_dump()))
+    assert not any(SECRET in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        with_security(password=123456789),
+        with_security(password=[SECRET]),
+        with_security(password={"value": SECRET}),
+        with_security(password=SECRET, mechanism="OTHER"),
+        with_security(password=SECRET, usrname="me"),
+        with_security(password=SECRET, password_file="x"),
+        with_security(pasword=SECRET),
+        {"kafka": {"security": {"protocol": "SASL_SSL", "password": SECRET}}},
+        {"kafka": {"password": SECRET}},
+        {"kafka": {"security": SECRET}},
+        {"kafka": {"security": [SECRET]}},
+    ],
+)
+def test_a_secret_is_in_no_error_and_in_no_trace_of_one(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(tree)
+    shown = str(caught.value) + "".join(traceback.format_exception(caught.value))
+    assert SECRET not in shown
+    assert "123456789" not in shown
+
+
+# --- Documentation --------------------------------------------------------------------------------
+
+
+def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+    found = [model]
+    for field in model.model_fields.values():
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                found += sections(candidate)
+    return found
+
+
+def test_every_setting_says_in_a_sentence_what_it_is() -> None:
+    for section in sections(Settings):
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name}"
+            assert field.description.endswith("."), f"{section.__name__}.{name}"
+            assert field.description[0].isupper() or field.description.startswith(("host", "auto")), name
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().limit.window = 5  # type: ignore[misc]

@@ -211,6 +211,11 @@ class WorkerProcess:
                 f"the worker ended by itself with exit code {code}; the end of {self.log}:\n{self.tail()}"
             )
 
+    def wait(self) -> None:
+        """Return only by raising, once it is gone."""
+        self._process.wait()
+        self.check()
+
     def tail(self) -> str:
         """The end of its log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]

@@ -24,7 +24,7 @@ from demo_kafka import CLOCK, Cluster, DemoError, Publisher, Subscriber, WorkerP
 from demo_place import Place
 from demo_show import Show
 from demo_streams import STREAMS, Stream
-from demo_summary import Run, Scores, summarise, told
+from demo_summary import Run, Scores, near, summarise, told
 from kafka.errors import KafkaError
 from kafka_artifacts import ROOT, KafkaUnavailable, docker_answers, find_java, kafka_libs
 from kafka_local import BOOTSTRAP_VARIABLE, Kafka, running_kafka
@@ -70,7 +70,7 @@ def _demo(args: argparse.Namespace, place: Place, show: Show) -> int:
     rate = args.rate if args.rate is not None else stream.rate
     reason = _no_kafka()
     anomalous = "" if stream.anomalies is None else f", {stream.anomalies:,} of them anomalous"
-    show.say(f"{stream.title}: {len(stream):,} events{anomalous}. {stream.origin}")
+    show.say(f"{stream.title}: {len(stream):,} events{anomalous}.")
     place.clear()
     if reason is not None:
         show.say(f"No Kafka here ({reason}): replaying the recording through the same loop without a broker.")
@@ -82,10 +82,13 @@ def _demo(args: argparse.Namespace, place: Place, show: Show) -> int:
     )
     with contextlib.ExitStack() as stack:
         kafka = stack.enter_context(_kafka(place, keep=args.keep))
-        run = _on_kafka(stream, rate, kafka, place, show, keep=args.keep)
+        topic = f"demo-{stream.name}"
+        if kafka.kind == BOOTSTRAP_VARIABLE:
+            topic += f"-{os.urandom(3).hex()}"  # the cluster is somebody's, and may know the name
+        run = _on_kafka(stream, rate, kafka, topic, place, show, keep=args.keep)
         _finish(run, place, show, as_json=args.json)
         if args.keep:
-            _say_kept(kafka, place, show)
+            _keep(kafka, topic, place, show)
     return 0
 
 
@@ -105,31 +108,44 @@ def _no_kafka() -> str | None:
 @contextlib.contextmanager
 def _kafka(place: Place, *, keep: bool) -> Iterator[Kafka]:
     """A Kafka for the demo; with `keep`, one that outlives it where processes of this machine can."""
-    if keep and not os.environ.get(BOOTSTRAP_VARIABLE):
-        # Not a container: its engine's clean-up takes it away when the demo ends.
-        find_java()
-        try:
-            cluster = kafka_cluster.start(place.kafka, 1, 0)
-            yield Kafka(cluster.bootstrap_servers, "scripts/kafka")
-        except BaseException:
-            kafka_cluster.stop(place.kafka)
-            raise
+    if keep and not os.environ.get(BOOTSTRAP_VARIABLE) and _has_java():
+        # No container, while there is a choice: its engine takes it away when the demo ends.
+        yield from _lasting_kafka(place)
         return
-    with running_kafka(place.kafka) as kafka:
-        yield kafka
-    shutil.rmtree(place.kafka, ignore_errors=True)
+    try:
+        with running_kafka(place.kafka) as kafka:
+            yield kafka
+    finally:
+        shutil.rmtree(place.kafka, ignore_errors=True)
 
 
-def _on_kafka(stream: Stream, rate: float, kafka: Kafka, place: Place, show: Show, *, keep: bool) -> Run:
+def _has_java() -> bool:
+    try:
+        find_java()
+    except KafkaUnavailable:
+        return False
+    return True
+
+
+def _lasting_kafka(place: Place) -> Iterator[Kafka]:
+    try:
+        cluster = kafka_cluster.start(place.kafka, 1, 0)
+        yield Kafka(cluster.bootstrap_servers, "scripts/kafka")
+    except BaseException:
+        kafka_cluster.stop(place.kafka)
+        raise
+
+
+def _on_kafka(
+    stream: Stream, rate: float, kafka: Kafka, topic: str, place: Place, show: Show, *, keep: bool
+) -> Run:
     """The stream through Kafka and the worker, to its end."""
-    ours = kafka.kind != BOOTSTRAP_VARIABLE
-    topic = f"demo-{stream.name}" if ours else f"demo-{stream.name}-{os.urandom(3).hex()}"
     place.configure(stream, topic, kafka.bootstrap_servers)
     with contextlib.ExitStack() as stack:
         cluster = Cluster(kafka.bootstrap_servers)
         stack.callback(cluster.close)
         cluster.create(topic)
-        if not ours and not keep:
+        if kafka.kind == BOOTSTRAP_VARIABLE and not keep:
             stack.callback(cluster.delete, topic, f"{topic}.alerts", f"{topic}.dead-letters")
         worker = WorkerProcess(place.config, place.log, place.scores)
         stack.callback(worker.kill)
@@ -146,10 +162,6 @@ def _on_kafka(stream: Stream, rate: float, kafka: Kafka, place: Place, show: Sho
         worker.finish()
         scores = _scores(place, len(stream))
         followed.last_alerts(int(scores.flagged.sum()))
-        if keep:
-            left = WorkerProcess(place.config, place.log, None, stays=True)
-            place.note_kept(left.pid)
-            _until_reading(cluster, left, topic)
     return Run(stream, scores, followed.alerts, np.array(followed.latency_ms), seconds, kafka.kind)
 
 
@@ -261,15 +273,26 @@ def _finish(run: Run, place: Place, show: Show, *, as_json: bool) -> None:
         print(json.dumps(summary))
 
 
-def _say_kept(kafka: Kafka, place: Place, show: Show) -> None:
-    stop = f"scripts/demo --stop --out {place.out}"
-    for line in (
-        "",
-        f"Kafka ({kafka.bootstrap_servers}) and the worker (log: {place.log}) go on running. To look at them:",
-        f"  .venv/bin/streamdet alerts -c {place.config} --since earliest     the alerts so far; --follow for new ones",
-        f"To stop both:  {stop}",
-    ):
-        show.say(line)
+def _keep(kafka: Kafka, topic: str, place: Place, show: Show) -> None:
+    """Start the worker again, which goes on where it was, and leave it and Kafka running."""
+    worker = WorkerProcess(place.config, place.log, None, stays=True)
+    try:
+        place.note_kept(worker.pid)
+        with contextlib.closing(Cluster(kafka.bootstrap_servers)) as cluster:
+            _until_reading(cluster, worker, topic)
+        for line in (
+            "",
+            f"Kafka ({kafka.bootstrap_servers}) and the worker (log: {near(place.log)}) go on running.",
+            f"  look   .venv/bin/streamdet alerts -c {near(place.config)} --since earliest --follow",
+            f"  stop   scripts/demo --stop --out {near(place.out)}",
+        ):
+            show.say(line)
+        if kafka.kind == "testcontainers":
+            show.say("This Kafka is a container that ends with the demo: stop both with Ctrl-C here.")
+            worker.wait()
+    except BaseException:
+        worker.kill()
+        raise
 
 
 def _end(number: int, _: FrameType | None) -> None:
@@ -294,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rate", type=_above_0, metavar="R", help="events per second (default: 1000; water: 50)"
     )
-    parser.add_argument("--events", type=int, metavar="N", help="publish only the first N events")
+    parser.add_argument("--events", type=_count, metavar="N", help="publish only the first N events")
     parser.add_argument(
         "--json", action="store_true", help="print the summary as one JSON object on standard output"
     )
@@ -306,6 +329,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: out/demo-STREAM)")
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
 
 
 def _above_0(text: str) -> float:

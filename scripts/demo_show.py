@@ -60,14 +60,14 @@ class Show:
 
     def stream(self, published: int, judged: int, events: int, alerts: int, elapsed_s: float) -> None:
         """How far it is; call it as often as you like."""
-        rate = published / elapsed_s if elapsed_s > 0 else 0.0
         if self._progress is not None:
+            rate = judged / elapsed_s if elapsed_s > 0 else 0.0
             self._progress.update(self._progress.task_ids[0], completed=judged, rate=rate)
         elif elapsed_s >= self._plain_at_s:
             self._plain_at_s = elapsed_s + PLAIN_INTERVAL_S
             left_s = (events - judged) / max(judged / elapsed_s, 1e-9)
             self.say(
-                f"{published:,} of {events:,} events published ({rate:,.0f}/s), {judged:,} judged, "
+                f"{published:,} of {events:,} events published, {judged:,} judged ({judged / elapsed_s:,.0f}/s), "
                 f"{alerts:,} alerts; about {left_s:,.0f} s to go" if judged else f"{published:,} events published"
             )  # fmt: skip
 

@@ -110,21 +110,23 @@ def water() -> Stream:
 
 def cards() -> Stream:
     """Simulated card payments with known fraud."""
-    payments = simulate_cards(CARDS_SEED, days=50, customers=400, terminals=800)
+    payments = simulate_cards(CARDS_SEED, days=40, customers=500, terminals=1000)
     events = list(payments.events())
+    _, large, terminal, leaked = np.bincount(payments.scenarios, minlength=4).tolist()
     settings = {
         "input": {
             "timestamp": "timestamp",
             "entity": "customer",
-            "features": {"numeric": ["amount"], "categorical": ["terminal"]},
+            "features": {"numeric": ["amount"]},
         },
         "limit": {"alert_rate": 0.005},
     }
     return Stream(
         "cards",
         "Card payments",
-        f"Simulated payments of 400 customers at 800 terminals in 50 days (seed {CARDS_SEED}), with three kinds of "
-        "fraud: large amounts, compromised terminals (which no amount tells), leaked card data.",
+        f"Simulated payments of 500 customers at 1,000 terminals in 40 days (seed {CARDS_SEED}), with three kinds of "
+        f"fraud: {large:,} large amounts, {leaked:,} payments with leaked card data (five times the customer's usual "
+        f"amount), {terminal:,} at compromised terminals, which no amount tells.",
         [_json(event) for event in events],
         [str(event["customer"]).encode() for event in events],
         payments.labels,

@@ -112,6 +112,11 @@ def _timeline(scores: Scores, labels: Bools | None) -> Timeline:
     return timeline
 
 
+def near(path: Path) -> Path:
+    """The path as one would write it in the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def told(summary: Mapping[str, Any]) -> list[str]:
     """The summary as lines for a person."""
     s = summary
@@ -139,5 +144,7 @@ def told(summary: Mapping[str, Any]) -> list[str]:
             f"  latency    p50 {s['latency_ms_p50']:.0f} ms, p99 {s['latency_ms_p99']:.0f} ms, from publishing an "
             "event to receiving its alert"
         )
-    lines.append(f"  picture    {s['picture']}, on a page with the alerts: {s['report']}")
+    lines.append(
+        f"  picture    {near(Path(s['picture']))}, on a page with the alerts: {near(Path(s['report']))}"
+    )
     return lines

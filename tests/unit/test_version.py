@@ -126,6 +126,14 @@ def test_the_feature_at_fault_has_the_largest_share(columns: int) -> None:
     assert (named == culprit).mean() >= 0.95
 
 
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 299))
+def test_a_row_is_explained_alike_whatever_else_is_in_its_batch(columns: int, n: int, at: int) -> None:
+    model, rows, i = untrained(columns), normal_rows(n, columns, seed=2), at % n
+    together, alone = model.explain(rows), model.explain(rows[i : i + 1])
+    assert alone.share.tobytes() == together.share[i : i + 1].tobytes()
+    assert alone.expected.tobytes() == together.expected[i : i + 1].tobytes()
+
+
 def test_what_was_expected_lies_among_normal_values_whatever_was_there() -> None:
     model, rows = model_of(), normal_rows(100, 6, seed=4)
     usual = normal_rows(2000, 6, seed=5).values

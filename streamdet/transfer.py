@@ -140,9 +140,11 @@ def publish_recordings(
             if stop.requested or (pace is not None and not pace.wait(item.time_ms)):
                 break
             partition = item.partition
-            if partition is not None and not keep:
-                # A key leads to one partition; records without one stay in order by following their old partition.
-                partition = None if item.key is not None else partition % publisher.partitions
+            if item.key is None:
+                # Rows take turns, which costs less than chance; records follow their partition and stay in order.
+                partition = (n if partition is None else partition) % publisher.partitions
+            elif not keep:
+                partition = None  # the key decides
             publisher.send(item.value, item.key, item.headers, partition)
             if n % SHOW_EVERY == 0 or pace is not None:
                 show(n + 1, n / total if lossless else share)

@@ -53,7 +53,7 @@ def _deepest(text: NDArray[np.uint8]) -> int:  # pragma: no cover - compiled
 
 
 @compiled
-def _scan(text: NDArray[np.uint8], out: Bools) -> None:  # noqa: C901, PLR0912 - one state machine
+def _scan(text: NDArray[np.uint8], out: Bools) -> None:  # noqa: C901, PLR0912  # pragma: no cover - compiled
     keys = np.empty(_KEYS_MAX, np.uint64)
     line = objects = seen = depth = 0
     in_string = escaped = is_key = key_next = False

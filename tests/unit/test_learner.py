@@ -19,7 +19,7 @@ from streamdet.threshold.rolling import RollingLimits
 
 CPU = torch.device("cpu")
 COLUMNS = 3
-N = 4000
+N = 2600
 WARMUP, EVERY, LAG = 600, 1024, 300
 ROWS = normal_rows(N, COLUMNS, seed=11)
 
@@ -99,18 +99,17 @@ def whole() -> Stream:
 
 
 def test_the_same_models_are_adopted_at_the_same_events_whatever_the_batches(whole: Stream) -> None:
-    for seed in (1, 2):
-        other = Stream(settings_of(), seed).run(N)
-        other.learner.close()
-        assert other.adopted == whole.adopted
-        assert np.array_equal(other.scores, whole.scores, equal_nan=True)
-        assert other.modes == whole.modes
+    other = Stream(settings_of(), seed=1).run(N)
+    other.learner.close()
+    assert other.adopted == whole.adopted
+    assert np.array_equal(other.scores, whole.scores, equal_nan=True)
+    assert other.modes == whole.modes
 
 
 def test_models_come_at_doubling_counts_while_warming_up_and_then_at_a_fixed_distance(whole: Stream) -> None:
     counts = [at for at, _ in whole.adopted]
     assert counts[:2] == [FIRST_RUN, 2 * FIRST_RUN]
-    later = [1024 + LAG, 2048 + LAG, 3072 + LAG]
+    later = [1024 + LAG, 2048 + LAG]
     assert set(counts[2:]) <= set(later)
     assert len(counts[2:]) + sum(whole.learner.refused_total.values()) == len(later)
     assert whole.learner.adopted_total == len(counts)
@@ -121,17 +120,15 @@ def test_models_come_at_doubling_counts_while_warming_up_and_then_at_a_fixed_dis
     [
         1,  # before there is a model
         FIRST_RUN,  # just adopted
-        WARMUP - 1,
         1024,  # a run has just started
         1024 + LAG - 1,  # a run is about to be adopted
-        1024 + LAG,
-        2500,
+        1500,
     ],
 )
 def test_a_restart_changes_no_later_model_and_no_later_score(whole: Stream, at: int) -> None:
     first = Stream(settings_of(), seed=at).run(at)
     state = first.saved()
-    first.run(min(at + 500, N))  # what was saved does not change with what goes on
+    first.run(at + 100)  # what was saved does not change with what goes on
     first.learner.close()
     second = Stream.restored(settings_of(), state, at, seed=at + 1).run(N)
     second.learner.close()
@@ -177,10 +174,10 @@ def test_a_candidate_that_the_gate_refuses_is_dropped_counted_and_said(
 
 
 def test_anomalies_are_not_learnt() -> None:
-    clean = Stream(settings_of()).run(2600)
+    clean = Stream(settings_of()).run(1600)
     rows = Rows(ROWS.values.copy(), ROWS.imputed)
     rows.values[WARMUP::15] += np.float32(1e4)
-    dirty = Stream(settings_of()).run(2600, rows)
+    dirty = Stream(settings_of()).run(1600, rows)
     for stream in (clean, dirty):
         stream.learner.close()
     assert clean.model is not None

@@ -74,12 +74,8 @@ class JsonCodec:
         if self._numeric is None:
             numeric = np.empty((n, 0))
         else:
-            flat = chain.from_iterable(map(self._numeric, events))
-            try:
-                numeric = np.fromiter(flat, np.float64, n * (width + 1))
-            except TypeError:  # a null among them
-                numeric = np.array(list(map(self._numeric, events)), np.float64)
-            numeric = numeric.reshape(n, width + 1)[:, :width]
+            flat = chain.from_iterable(map(self._numeric, events))  # None becomes NaN
+            numeric = np.fromiter(flat, np.float64, n * (width + 1)).reshape(n, width + 1)[:, :width]
         return Columns(
             index=np.arange(n, dtype=np.intp),
             timestamps=list(map(self._timestamp, events)) if self._timestamp else (),

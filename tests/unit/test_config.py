@@ -147,6 +147,30 @@ def test_any_tree_is_either_settings_or_a_list_of_faults(tree: dict[str, Any]) -
         assert isinstance(settings, Settings)
 
 
+def test_topics_are_named_unless_they_follow_from_the_first_input_topic() -> None:
+    settings = parse(
+        {"input": {"topics": ["a", "b"]}, "alerts": {"topic": "x"}, "dead_letters": {"topic": "y"}}
+    )
+    assert (settings.alerts_topic, settings.dead_letters_topic) == ("x", "y")
+
+
+@pytest.mark.parametrize("setting", ["alerts", "dead_letters"])
+def test_a_worker_that_would_judge_its_own_output_is_refused(setting: str) -> None:
+    assert f"{setting}.topic 'b' is also an input" in refusal(
+        {"input": {"topics": ["a", "b"]}, setting: {"topic": "b"}}
+    )
+
+
+def test_alerts_and_dead_letters_in_one_topic_are_refused() -> None:
+    tree = {"input": {"topics": ["a"]}, "alerts": {"topic": "x"}, "dead_letters": {"topic": "x"}}
+    assert "name two topics" in refusal(tree)
+
+
+def test_features_that_name_nothing_or_one_field_twice_are_refused() -> None:
+    assert "name at least one" in refusal({"input": {"features": {}}})
+    assert "more than once: x" in refusal({"input": {"features": {"numeric": ["x"], "categorical": ["x"]}}})
+
+
 # --- Files ----------------------------------------------------------------------------------------
 
 

@@ -60,6 +60,10 @@ def test_a_time_column_of_any_name_is_found_by_its_text_but_not_by_its_numbers()
     )
 
 
+def test_a_time_column_without_any_value_is_none() -> None:
+    assert infer_schema(sample(timestamp=None, a=1), label=None) == Schema(None, None, ("a",), ())
+
+
 def test_a_column_that_is_named_like_a_time_and_holds_none_is_a_feature() -> None:
     assert infer_schema(sample(time="morning", a=1), label=None) == Schema(None, None, ("a",), ("time",))
 

@@ -43,8 +43,9 @@ class Place:
         Raises:
             DemoError: another demo holds it, or one left its worker and Kafka running there.
         """
+        self.out.mkdir(parents=True, exist_ok=True)
         self.kafka.parent.mkdir(parents=True, exist_ok=True)
-        with self.kafka.with_suffix(".lock").open("w") as file:
+        with (self.out / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -63,7 +64,6 @@ class Place:
         reported = [self.out / name for name in (PAGE, PICTURE, SUMMARY)]
         for file in [self.config, self.log, self.scores, self.recording, self.alerts, self._kept, *reported]:
             file.unlink(missing_ok=True)
-        self.out.mkdir(parents=True, exist_ok=True)
 
     def configure(self, stream: Stream, topic: str, bootstrap_servers: str | None) -> None:
         """Write the worker's configuration."""

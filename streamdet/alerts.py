@@ -24,12 +24,12 @@ import msgspec
 from kafka import OffsetAndMetadata, errors
 from kafka.structs import MemberState, TopicPartition
 
+from streamdet.broker.client import SLICE_S, Outage, Stopped, never, topics_of
+from streamdet.broker.reader import Reader, Revocations
 from streamdet.clock import Clock, SystemClock
 from streamdet.config import Kafka, Security
 from streamdet.errors import BrokerError
 from streamdet.events import Alert
-from streamdet.kafka_client import SLICE_S, Outage, Stopped, never, topics_of
-from streamdet.kafka_reader import Reader, Revocations
 
 log = logging.getLogger(__name__)
 

@@ -88,8 +88,6 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
     from streamdet.sink.kafka import KafkaSink
     from streamdet.source.kafka import KafkaSource
 
-    if not settings.input.topics:
-        raise ConfigError("input.topics is empty: name at least one topic to read")
     stop = Signals()
     stop.install()
     clock = SystemClock()
@@ -206,8 +204,12 @@ def replay(
 
 
 def compile_kernels() -> None:
-    """Run every compiled loop once, so that none is compiled while a group waits for this worker's heartbeat."""
+    """Run every compiled loop and a step of training once, before a group waits for this worker's heartbeat.
+
+    What is compiled, or imported by torch, on first use takes seconds on a slow machine.
+    """
     from streamdet.features.rows import LaneFeatures
+    from streamdet.learn.trainer import warm_up
     from streamdet.threshold.rolling import RollingLimits
 
     schema = Schema(None, "e", ("x",), ("c",))
@@ -217,7 +219,10 @@ def compile_kernels() -> None:
     numbers = np.arange(2, dtype=np.int64)
     events = decoder.decode(Records(lane, numbers, numbers, [None] * 2, values)).events
     featured = LaneFeatures(schema, 1).transform(events)
-    RollingLimits(Settings().limit).judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
+    limits = RollingLimits(Settings().limit)
+    limits.judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
+    limits.rescale(np.ones(2), np.ones(2))
+    warm_up(featured.rows)
 
 
 def sample_fields(source: RecordingSource) -> list[Mapping[str, object]]:
@@ -237,13 +242,21 @@ def json_fields(values: Sequence[bytes]) -> list[Mapping[str, object]]:
 
 
 def _live_schema(settings: Settings, source: Any, saved: State | None) -> Schema | None:  # noqa: ANN401
-    """From the configuration, else from the checkpoint, else from the first records."""
-    configured = _configured_schema(settings.input)
+    """From the checkpoint, else from the configuration, else from the first records.
+
+    Raises:
+        ConfigError: the checkpoint is another stream's.
+    """
     if saved is not None:
+        foreign = foreign_checkpoint(settings, saved)
+        if foreign is not None:
+            raise ConfigError(
+                f"the checkpoint in {settings.checkpoint.url} {foreign}: set another checkpoint.url, or empty the "
+                "folder to start cold"
+            )
         kept = saved["schema"]
-        schema = Schema(kept["timestamp"], kept["entity"], tuple(kept["numeric"]), tuple(kept["categorical"]))
-        _check_origin(settings, configured, schema, saved["group_id"])
-        return schema
+        return Schema(kept["timestamp"], kept["entity"], tuple(kept["numeric"]), tuple(kept["categorical"]))
+    configured = _configured_schema(settings.input)
     if configured is not None:
         return configured
     log.info("no input.features configured: looking at the first records")
@@ -259,15 +272,21 @@ def _live_schema(settings: Settings, source: Any, saved: State | None) -> Schema
     return schema
 
 
-def _check_origin(settings: Settings, configured: Schema | None, saved: Schema, group_id: str) -> None:
-    given = settings.input
-    same = (given.timestamp or saved.timestamp, given.entity) == (saved.timestamp, saved.entity)
-    if group_id != given.group_id or not same or configured not in (None, saved):
-        raise ConfigError(
-            f"the checkpoint in {settings.checkpoint.url} is of group {group_id!r} with {saved}; this configuration "
-            f"has group {given.group_id!r} and other fields: set another checkpoint.url, or empty the folder to "
-            "start cold"
-        )
+def foreign_checkpoint(settings: Settings, saved: State) -> str | None:
+    """How a checkpoint is another stream's; None where it is this one's."""
+    given, schema = settings.input, saved["schema"]
+    if saved["group_id"] != given.group_id:
+        return f"is of group {saved['group_id']!r}, not {given.group_id!r}"
+    configured: dict[str, object] = {"entity": given.entity}
+    if given.timestamp is not None or given.features is not None:
+        configured["timestamp"] = given.timestamp
+    if given.features is not None:
+        configured["numeric"] = list(given.features.numeric)
+        configured["categorical"] = list(given.features.categorical)
+    for name, value in configured.items():
+        if schema[name] != value:
+            return f"was made with {name} {schema[name]!r}, not {value!r}"
+    return None
 
 
 def _recorded_schema(given: Input, recording: RecordingSource, label: str | None) -> Schema:

@@ -38,7 +38,7 @@ VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Log what i
 def main() -> None:
     """Run the command line; the entry point of the package."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="streamdet", standalone_mode=False)
     except typer.Abort:
         sys.exit(1)
     except StreamdetError as error:
@@ -82,6 +82,8 @@ def run(
 
     _log(logging.DEBUG if verbose else logging.INFO)
     settings = configuration.load(config)
+    if not settings.input.topics:
+        raise ConfigError(f"{config}: input.topics is empty: name at least one topic to read")
     from streamdet.app import run_worker
 
     run_worker(settings, scores)

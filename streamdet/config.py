@@ -153,6 +153,18 @@ class Input(Section):
     )
     batch: Batch = Field(Batch(), description="Bounds of a micro-batch.")
 
+    @model_validator(mode="after")
+    def _one_meaning_each(self) -> Self:
+        meanings = [name for name in (self.timestamp, self.entity) if name is not None]
+        if self.features is not None:
+            meanings += self.features.numeric + self.features.categorical
+        twice = sorted({name for name in meanings if meanings.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"{', '.join(twice)}: a field is the timestamp, the entity or a feature, only one of them"
+            )
+        return self
+
     @field_validator("topics")
     @classmethod
     def _distinct(cls, topics: tuple[str, ...]) -> tuple[str, ...]:

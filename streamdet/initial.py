@@ -60,7 +60,7 @@ def configuration_for_topic(kafka: Kafka, topic: str) -> str:
         BrokerError: the topic does not exist, or Kafka refused.
         ConfigError: there is no field to judge in it, or nothing at all.
     """
-    from streamdet.kafka_backlog import Backlog
+    from streamdet.broker.backlog import Backlog
 
     values: list[bytes] = []
     with closing(Backlog(kafka, topic, SystemClock(), lambda: False)) as backlog:

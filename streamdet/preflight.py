@@ -17,12 +17,11 @@ from typing import Final
 
 from kafka.errors import KafkaError
 
+from streamdet.broker.client import missing_topic, text, topics_of
 from streamdet.checkpoint.store import read_checkpoint
 from streamdet.clock import Clock, SystemClock
-from streamdet.config import Features, Security, Settings
+from streamdet.config import Security, Settings
 from streamdet.errors import BrokerUnavailableError, CheckpointError, DeviceError, StreamdetError
-from streamdet.events import State
-from streamdet.kafka_client import missing_topic, text, topics_of
 from streamdet.threshold.rolling import BINS
 
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
@@ -117,21 +116,8 @@ def _topics(settings: Settings, findings: Findings) -> None:
 
 
 def _features(settings: Settings, findings: Findings) -> None:
-    given = settings.input
-    if given.features is None:
+    if settings.input.features is None:
         findings.notes.append("features: none configured, they will be inferred from the first records")
-        return
-    for setting, name in (("timestamp", given.timestamp), ("entity", given.entity)):
-        if name is not None and name in _names(given.features):
-            findings.errors.append(
-                f"input.{setting} is {name!r}, which is also among input.features: take it out of one of them"
-            )
-    if given.timestamp is not None and given.timestamp == given.entity:
-        findings.errors.append(f"input.timestamp and input.entity are both {given.timestamp!r}")
-
-
-def _names(features: Features) -> tuple[str, ...]:
-    return features.numeric + features.categorical
 
 
 def _device(settings: Settings, findings: Findings) -> None:
@@ -174,6 +160,8 @@ def _try_to_write(folder: Path) -> None:
 
 
 def _look_at_checkpoints(settings: Settings, folder: Path, findings: Findings) -> None:
+    from streamdet.app import foreign_checkpoint  # imports torch
+
     files = sorted(folder.glob(_CHECKPOINTS), reverse=True)
     for path in files:
         try:
@@ -181,7 +169,7 @@ def _look_at_checkpoints(settings: Settings, folder: Path, findings: Findings) -
         except CheckpointError as error:
             findings.notes.append(f"checkpoint: {error}")
             continue
-        foreign = _foreign(settings, saved)
+        foreign = foreign_checkpoint(settings, saved)
         if foreign is None:
             findings.notes.append(f"checkpoint: the worker goes on from {path}")
         else:
@@ -194,23 +182,6 @@ def _look_at_checkpoints(settings: Settings, folder: Path, findings: Findings) -
             f"checkpoint.url: none of the {len(files)} checkpoints in {folder} can be used: restore one from a "
             "backup, or empty the folder to start cold"
         )
-
-
-def _foreign(settings: Settings, saved: State) -> str | None:
-    """How a checkpoint is another stream's; None where it is this one's."""
-    given, schema = settings.input, saved["schema"]
-    if saved["group_id"] != given.group_id:
-        return f"is of group {saved['group_id']!r}, not {given.group_id!r}"
-    configured: dict[str, object] = {"entity": given.entity}
-    if given.timestamp is not None or given.features is not None:
-        configured["timestamp"] = given.timestamp
-    if given.features is not None:
-        configured["numeric"] = list(given.features.numeric)
-        configured["categorical"] = list(given.features.categorical)
-    for name, value in configured.items():
-        if schema[name] != value:
-            return f"was made with {name} {schema[name]!r}, not {value!r}"
-    return None
 
 
 def _address(settings: Settings, findings: Findings) -> None:

@@ -3,15 +3,17 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from streamdet.events import Alert
-from streamdet.source.recording import RecordingSource
-from streamdet.worker import Observer, Part
+
+if TYPE_CHECKING:  # a subscriber to alerts has no need of torch, which the worker imports
+    from streamdet.source.recording import RecordingSource
+    from streamdet.worker import Observer, Part
 
 _STYLES = {"critical": "bold red", "major": "yellow", "minor": ""}
 # Features in a line of the table.
@@ -19,7 +21,7 @@ _FEATURES_SHOWN = 3
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[RecordingSource], Observer] | None]:
+def progress() -> "Iterator[Callable[[RecordingSource], Observer] | None]":
     """A bar with events/s and the time left, on standard error; None where that is no terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -40,13 +42,13 @@ def progress() -> Iterator[Callable[[RecordingSource], Observer] | None]:
 class _Bar:
     """An observer that moves a progress bar."""
 
-    def __init__(self, bar: Progress, task: TaskID, source: RecordingSource) -> None:
+    def __init__(self, bar: Progress, task: TaskID, source: "RecordingSource") -> None:
         self._bar = bar
         self._task = task
         self._source = source
         self._events = 0
 
-    def judged(self, parts: Sequence[Part]) -> None:
+    def judged(self, parts: "Sequence[Part]") -> None:
         self._events += sum(len(part.decoded.events) for part in parts)
         done, total = self._source.progress
         elapsed = self._bar.tasks[0].elapsed or 0.0

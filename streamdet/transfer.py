@@ -18,6 +18,8 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
+from streamdet.broker.backlog import Backlog
+from streamdet.broker.publisher import Headers, Publisher
 from streamdet.clock import Clock, SystemClock
 from streamdet.codec.csv import CsvCodec
 from streamdet.codec.infer import SAMPLE, infer_schema
@@ -26,8 +28,6 @@ from streamdet.codec.times import parse_times
 from streamdet.config import Kafka
 from streamdet.errors import BrokerError, BrokerUnavailableError, ConfigError, RecordingError
 from streamdet.events import Schema
-from streamdet.kafka_backlog import Backlog
-from streamdet.kafka_publisher import Headers, Publisher
 from streamdet.sink.recording import RecordingWriter
 from streamdet.source.formats import describe
 from streamdet.source.parquet import recorded

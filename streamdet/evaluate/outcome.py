@@ -6,6 +6,7 @@ from typing import Any
 
 from streamdet.evaluate.labels import CsvLabels, JsonLabels
 from streamdet.evaluate.metrics import Quality, ScoreCounts
+from streamdet.evaluate.timeline import Timeline
 from streamdet.events import Alert, Mode, Reject
 from streamdet.sink import Sink
 from streamdet.worker import Part
@@ -19,7 +20,7 @@ class Outcome:
 
     def __init__(self, labels: CsvLabels | JsonLabels | None, *, keep_timeline: bool) -> None:
         self._labels = labels
-        self._timeline = _timeline() if keep_timeline else None
+        self._timeline = Timeline() if keep_timeline else None
         self._counts = ScoreCounts()
         self._newest: list[Alert] = []
         self.events = 0
@@ -62,12 +63,6 @@ class Outcome:
 
         assert self._timeline is not None  # noqa: S101 - kept because a report was asked for
         return write_report(folder, summary, self._timeline, self._newest)
-
-
-def _timeline() -> Any:
-    from streamdet.evaluate.timeline import Timeline
-
-    return Timeline()
 
 
 class _Remembering:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FIRST_RUN = 256
 # Outcomes of runs are logged at most so often.
 SAY_EVERY_S = 10.0
+NEVER = int(np.iinfo(np.int64).max)
 # A snapshot with fewer rows is not worth a model.
 ROWS_MIN = 64
 
@@ -61,7 +62,10 @@ class Learner:
         self._device = device
         self._clock = clock
         self._rows = NormalRows(settings.learning.buffer, len(columns), settings.model.seed)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="fine-tune")
+        # Torch keeps the number of threads per thread: left to itself, this one would take all cores.
+        self._executor = ThreadPoolExecutor(
+            1, thread_name_prefix="fine-tune", initializer=torch.set_num_threads, initargs=(1,)
+        )
         self._run: Run | None = None
         self._floor: Floats | None = None
         self._next_start = FIRST_RUN
@@ -135,9 +139,10 @@ class Learner:
 
     def _following(self, start: int) -> int:
         learning = self._settings.learning
-        if not learning.enabled and start >= learning.warmup:
-            return np.iinfo(np.int64).max
-        return 2 * start if 2 * start <= learning.every else start + learning.every
+        following = 2 * start if 2 * start <= learning.every else start + learning.every
+        if start < learning.warmup < following:
+            following = learning.warmup  # the first alerts are by a model of the whole warm-up
+        return following if learning.enabled or following <= learning.warmup else NEVER
 
     def _start(self, model: ModelVersion | None, limit: float) -> None:
         snapshot = Snapshot(

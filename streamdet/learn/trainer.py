@@ -94,6 +94,15 @@ def train(
     return _calibrated(columns, scaler, network, snapshot, device)
 
 
+def warm_up(rows: Rows) -> None:
+    """Take one step of training on a few rows: the first backward pass imports parts of torch."""
+    network = Autoencoder(rows.values.shape[1], torch.Generator())
+    optimiser = Adam(list(network.parameters()), LEARNING_RATE)
+    loss = network(torch.from_numpy(rows.values)).square().mean()
+    loss.backward()
+    optimiser.step()
+
+
 def spread_floor(first: ModelVersion) -> Floats:
     """The least spread of every later version, (F,)."""
     return SPREAD_FLOOR * first.scaler.spread.numpy().astype(np.float64)

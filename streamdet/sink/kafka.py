@@ -17,11 +17,7 @@ from typing import Any, Final
 from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from streamdet.clock import Clock
-from streamdet.config import Settings
-from streamdet.errors import BrokerError
-from streamdet.events import Alert, Reject
-from streamdet.kafka_client import (
+from streamdet.broker.client import (
     SLICE_S,
     TOO_LARGE_ERRORS,
     Outage,
@@ -32,6 +28,10 @@ from streamdet.kafka_client import (
     refusal,
     topics_of,
 )
+from streamdet.clock import Clock
+from streamdet.config import Settings
+from streamdet.errors import BrokerError
+from streamdet.events import Alert, Reject
 from streamdet.sink.kafka_records import Outgoing, fitted, of_alert, of_reject
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import TopicPartition
 
-from streamdet.clock import Clock
-from streamdet.config import Settings
-from streamdet.events import Batch, LaneId, Records
-from streamdet.kafka_client import (
+from streamdet.broker.client import (
     SLICE_S,
     Outage,
     Stopped,
@@ -29,7 +26,10 @@ from streamdet.kafka_client import (
     never,
     topics_of,
 )
-from streamdet.kafka_reader import Reader, Revocations
+from streamdet.broker.reader import Reader, Revocations
+from streamdet.clock import Clock
+from streamdet.config import Settings
+from streamdet.events import Batch, LaneId, Records
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka_broker import MakeTopic, OwnKafka
 from kafka_local import Kafka
 
+from streamdet.broker.publisher import Publisher
 from streamdet.clock import SystemClock
 from streamdet.config import Kafka as Cluster
 from streamdet.errors import BrokerError, BrokerUnavailableError, RecordingError
-from streamdet.kafka_publisher import Publisher
 from streamdet.source.parquet import Recorded, recorded
 from streamdet.transfer import publish_recordings, record_topic
 

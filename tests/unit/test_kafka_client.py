@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from kafka import errors
 
+from streamdet.broker.client import BACKOFF_MAX_S, Outage, arguments, refusal
 from streamdet.config import Kafka
 from streamdet.errors import BrokerUnavailableError, ConfigError
-from streamdet.kafka_client import BACKOFF_MAX_S, Outage, arguments, refusal
 
 KAFKA = Kafka(bootstrap_servers="one:9092")
 

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
 from kafka.structs import MemberState, TopicPartition
 
+from streamdet.broker.client import POSITION_ERRORS, SLICE_S, Clients, Outage, arguments, text
 from streamdet.clock import Clock
 from streamdet.config import Kafka
-from streamdet.kafka_client import POSITION_ERRORS, SLICE_S, Clients, Outage, arguments, text
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,7 @@ from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.serializer import Serializer
 
-from streamdet.clock import Clock
-from streamdet.config import Kafka
-from streamdet.errors import BrokerUnavailableError, RecordingError, StreamdetError
-from streamdet.kafka_client import (
+from streamdet.broker.client import (
     SLICE_S,
     Outage,
     Stopped,
@@ -26,6 +23,9 @@ from streamdet.kafka_client import (
     refusal,
     topics_of,
 )
+from streamdet.clock import Clock
+from streamdet.config import Kafka
+from streamdet.errors import BrokerUnavailableError, RecordingError, StreamdetError
 
 log = logging.getLogger(__name__)
 

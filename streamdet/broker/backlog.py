@@ -14,11 +14,11 @@ from typing import Any, Final
 from kafka import errors
 from kafka.structs import TopicPartition
 
+from streamdet.broker.client import SLICE_S, Outage, Stopped, missing_topic, topics_of
+from streamdet.broker.reader import Reader
 from streamdet.clock import Clock
 from streamdet.config import Kafka
 from streamdet.errors import BrokerError
-from streamdet.kafka_client import SLICE_S, Outage, Stopped, missing_topic, topics_of
-from streamdet.kafka_reader import Reader
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from kafka.admin import NewTopic
 from kafka.structs import TopicPartition
 
 from streamdet.alerts import subscribe
+from streamdet.broker.client import admin, producer
 from streamdet.clock import SystemClock
 from streamdet.config import Kafka
 from streamdet.errors import StreamdetError
 from streamdet.events import Alert
-from streamdet.kafka_client import admin, producer
 
 CLOCK = SystemClock()
 # Events that are due within this time go out together: a thread that woke for each would take the worker's core.

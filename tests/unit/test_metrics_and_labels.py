@@ -21,20 +21,8 @@ from streamdet.events import LaneId, Mode
 from streamdet.worker import run
 
 LANE = LaneId("plant", 0)
-WORDS_FOR_ANOMALY = [
-    "1",
-    "1.0",
-    "2",
-    "-1",
-    "true",
-    "True",
-    " YES ",
-    "anomaly",
-    "Anomalous",
-    "abnormal",
-    "fraud",
-    "attack",
-]
+NUMBERS_FOR_ANOMALY = ["1", "1.0", "2", "-1"]
+WORDS_FOR_ANOMALY = ["true", "True", " YES ", "anomaly", "Anomalous", "abnormal", "fraud", "attack"]
 WORDS_FOR_NORMAL = ["0", "0.0", "", "false", "no", "normal", "nan", "NA", "-", "ok", "benign"]
 
 

@@ -12,12 +12,11 @@ from streamdet.events import (
     Floats,
     Ints,
     Mode,
-    Rows,
     Schema,
     SourcePosition,
     Verdicts,
 )
-from streamdet.features.rows import LaneFeatures
+from streamdet.features.rows import Featured, LaneFeatures
 from streamdet.models.version import Explanation, ModelVersion
 from streamdet.threshold.rolling import RollingLimits
 
@@ -40,7 +39,7 @@ def severity(score: float) -> str:
 
 def explain(
     events: Events,
-    rows: Rows,
+    featured: Featured,
     verdicts: Verdicts,
     which: Ints,
     *,
@@ -53,7 +52,7 @@ def explain(
     """Alerts for the k events at the positions `which`, (k,), whose original fields are given, k of them."""
     if not len(which):
         return []
-    explanation = model.explain(rows[which])
+    explanation = model.explain(featured.rows[which])
     detected_at = _iso(detected_at_ms)
     score, p_value = verdicts.score, verdicts.p_value
     alerts = []
@@ -71,7 +70,7 @@ def explain(
                 p_value=float(p_value[i]),
                 severity=severity(float(score[i])),
                 mode=Mode(int(verdicts.mode[i])).label,
-                features=_shares(events, i, explanation, k, features, schema),
+                features=_shares(events, i, featured, explanation, k, features, schema),
                 model_version=model.id,
                 source=position,
                 event=originals[k],
@@ -81,7 +80,13 @@ def explain(
 
 
 def _shares(
-    events: Events, i: int, explanation: Explanation, k: int, features: LaneFeatures, schema: Schema
+    events: Events,
+    i: int,
+    featured: Featured,
+    explanation: Explanation,
+    k: int,
+    features: LaneFeatures,
+    schema: Schema,
 ) -> list[FeatureShare]:
     """Event i, row k of the explanation; the largest share first."""
     shares = []
@@ -94,7 +99,11 @@ def _shares(
             shares.append(FeatureShare(name, actual, float(explanation.expected[k, column]), share))
         else:
             c = column - numeric
-            shares.append(FeatureShare(name, events.categorical[c][i], features.usual_category(c), share))
+            shares.append(
+                FeatureShare(
+                    name, events.categorical[c][i], features.category(c, int(featured.usual[i, c])), share
+                )
+            )
     return sorted(shares, key=lambda feature: -feature.share)
 
 

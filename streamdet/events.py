@@ -6,7 +6,7 @@ the order of the arrays. Nothing here does anything: no I/O, no clock.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, NamedTuple
 
@@ -55,6 +55,7 @@ class Records:
     timestamps_ms: Ints  # (n,) of the records, as Kafka has them
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]  # None: a tombstone
+    order: Ints | None = None  # (n,) places in the batch, where it is known how lanes took turns
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -91,6 +92,7 @@ class Events:
     numeric: Floats  # (n, D), NaN where missing
     categorical: Sequence[Sequence[str | None]]  # C columns of n values, None where missing
     values: Sequence[bytes]  # the original record values
+    order: Ints | None = None  # (n,) as in the records
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -170,6 +172,15 @@ class Verdicts:
     flagged: Bools  # (n,)
     fed: Bools  # (n,) moved the limit; may also serve as reference for calibration
     normal: Bools  # (n,) well below the limit: the model may learn it
+
+    def __getitem__(self, which: "NDArray[np.intp]") -> "Verdicts":
+        return Verdicts(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    @staticmethod
+    def concatenate(parts: "list[Verdicts]") -> "Verdicts":
+        """All verdicts, in order; at least one part."""
+        names = [field.name for field in fields(Verdicts)]
+        return Verdicts(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
     @property
     def score(self) -> Floats:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamdet.checkpoint.store import CheckpointFolder
 from streamdet.clock import Clock
@@ -158,9 +159,9 @@ class Worker:
 
     def learn(self, parts: Sequence[Part]) -> None:
         """Let the learner see what was judged, and change the model if its count has come."""
-        limits = [self.lanes[part.lane].limits.lane_limit for part in parts]
-        limit = float(np.max(limits)) if limits else math.nan
-        self.learner.observe([(p.featured.rows, p.verdicts) for p in parts], self.model, limit)
+        limits = [lane.limits.lane_limit for lane in self.lanes.values()]
+        limit = max((x for x in limits if not math.isnan(x)), default=math.nan)
+        self.learner.observe(_as_they_came(parts), self.model, limit)
         if self.learner.warm and not self._warm:
             self._warm = True
             log.info("warm-up ended events=%d", self.learner.seen)
@@ -271,7 +272,7 @@ class Worker:
             return []
         return explain(
             events,
-            part.featured.rows,
+            part.featured,
             part.verdicts,
             which,
             model=self.model,
@@ -320,6 +321,27 @@ class Worker:
                     lane,
                     self.settings.input.max_entities,
                 )
+
+
+def order_of_arrival(parts: Sequence[Part]) -> NDArray[np.intp] | None:
+    """Which of the events of all parts, laid end to end, came first, second, ...; None if they are in order."""
+    known = [part.decoded.events.order for part in parts if part.decoded.events.order is not None]
+    if len(parts) < 2 or len(known) < len(parts):
+        return None
+    return np.argsort(np.concatenate(known))
+
+
+def _as_they_came(parts: Sequence[Part]) -> list[tuple[Rows, Verdicts]]:
+    """Rows and verdicts for the learner: across lanes in the order of arrival, where that is known.
+
+    One model learns from all lanes, so their order counts; lane by lane it would depend on how the batch was cut.
+    """
+    pairs = [(part.featured.rows, part.verdicts) for part in parts]
+    order = order_of_arrival(parts)
+    if order is None:
+        return pairs
+    rows = Rows.concatenate([rows for rows, _ in pairs])[order]
+    return [(rows, Verdicts.concatenate([verdicts for _, verdicts in pairs])[order])]
 
 
 def run(w: Worker, stop: StopSignal) -> None:

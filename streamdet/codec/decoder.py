@@ -130,6 +130,7 @@ class Decoder:
             numeric=numeric,
             categorical=categorical,
             values=values,
+            order=None if records.order is None else records.order[columns_at],
         )
 
     def _no_events(self, records: Records) -> Events:

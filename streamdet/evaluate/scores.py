@@ -12,7 +12,7 @@ from pyarrow import csv, parquet
 from streamdet.errors import ConfigError
 from streamdet.events import Mode
 from streamdet.sink.jsonl import WholeFile
-from streamdet.worker import Part
+from streamdet.worker import Part, order_of_arrival
 
 COLUMNS = pa.schema(
     [
@@ -45,10 +45,15 @@ class ScoresWriter:
             self._writer = parquet.ParquetWriter(self._whole.file, COLUMNS)
 
     def judged(self, parts: Sequence[Part]) -> None:
-        """Write what was judged."""
-        for part in parts:
-            if len(part.decoded.events):
-                self._writer.write_table(_table(part))
+        """Write what was judged, across lanes in the order of arrival where that is known."""
+        some = [part for part in parts if len(part.decoded.events)]
+        if not some:
+            return
+        table = pa.concat_tables([_table(part) for part in some])
+        order = order_of_arrival(some)
+        if order is not None:
+            table = table.take(order)
+        self._writer.write_table(table)
 
     def keep(self) -> None:
         """Finish the file and give it its name."""

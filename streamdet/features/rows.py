@@ -27,6 +27,7 @@ class Featured:
     rows: Rows
     slots: Ints  # (n,)
     fresh: Bools  # (n,) the slot has a new owner from this event on
+    usual: Ints  # (n, C) codes of the most frequent categories before the event
 
 
 class LaneFeatures:
@@ -52,13 +53,14 @@ class LaneFeatures:
         imputed = np.zeros(values.shape, np.bool_)
         clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
         _impute(clipped, slots, fresh, self._means, values, imputed)
+        usual = np.empty((n, len(self._categories)), np.int64)
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
-            values[:, numeric + c] = rarity.transform(column)
-        return Featured(Rows(values, imputed), slots, fresh)
+            values[:, numeric + c], usual[:, c] = rarity.transform(column)
+        return Featured(Rows(values, imputed), slots, fresh, usual)
 
-    def usual_category(self, column: int) -> str | None:
-        """The most frequent value of a categorical column."""
-        return self._categories[column].most_frequent()
+    def category(self, column: int, code: int) -> str | None:
+        """The value of a categorical column that the last `transform` gave this code; None for -1."""
+        return self._categories[column].value(code)
 
     def state(self) -> State:
         """All that is remembered."""

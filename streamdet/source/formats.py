@@ -81,14 +81,19 @@ class Chunk:
             list(compress(self.values, keep)),
         )
 
-    def by_lane(self) -> list[Records]:
-        """The records of each lane that has any, in the order of arrival."""
+    def by_lane(self, first: int) -> list[Records]:
+        """The records of each lane that has any; `first` is the place of the chunk in its batch."""
+        order = first + np.arange(len(self))
         present = np.unique(self.lane)
-        parts = [self] if len(present) == 1 else [self.where(self.lane == i) for i in present]
-        return [
-            Records(self.lanes[i], p.offsets, p.timestamps_ms, p.keys, p.values)
-            for i, p in zip(present, parts, strict=True)
-        ]
+        if len(present) == 1:
+            keys, values = self.keys, self.values
+            return [Records(self.lanes[present[0]], self.offsets, self.timestamps_ms, keys, values, order)]
+        parts = []
+        for i in present:
+            mine = self.lane == i
+            p = self.where(mine)
+            parts.append(Records(self.lanes[i], p.offsets, p.timestamps_ms, p.keys, p.values, order[mine]))
+        return parts
 
 
 @dataclass(frozen=True, slots=True)

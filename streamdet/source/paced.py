@@ -109,5 +109,10 @@ class PacedSource:
 def _cut(part: Records, start: int, stop: int) -> Records:
     span = slice(start, stop)
     return Records(
-        part.lane, part.offsets[span], part.timestamps_ms[span], part.keys[span], part.values[span]
+        part.lane,
+        part.offsets[span],
+        part.timestamps_ms[span],
+        part.keys[span],
+        part.values[span],
+        None if part.order is None else part.order[span],
     )

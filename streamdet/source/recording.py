@@ -88,11 +88,13 @@ class RecordingSource:
         """
         wanted = min(max_events, self._batch_max_events)
         parts: dict[LaneId, list[Records]] = {}
+        polled = 0
         while wanted > 0 and self._pending is not None:
             chunk, rest = self._pending.slice(0, wanted), self._pending.slice(wanted, len(self._pending))
-            for part in chunk.by_lane():
+            for part in chunk.by_lane(polled):
                 parts.setdefault(part.lane, []).append(part)
                 self._next[part.lane] = part.next_offset
+            polled += len(chunk)
             wanted -= len(chunk)
             self._pending = rest
             if not len(rest):
@@ -179,4 +181,5 @@ def _joined(some: Sequence[Records]) -> Records:
         np.concatenate([r.timestamps_ms for r in some]),
         [key for r in some for key in r.keys],
         [value for r in some for value in r.values],
+        np.concatenate([r.order for r in some if r.order is not None]),
     )

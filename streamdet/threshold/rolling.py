@@ -35,6 +35,9 @@ SCORE_MIN = 1e-12
 TAIL_START = 0.05
 TOKENS_MAX = 10.0
 TOKENS_PER_RATE = 2.0
+# A flagged score counts as at most so many limits: how far out anomalies lie says nothing about what is normal,
+# and in a window that just resolves its rate a handful of them would carry the limit out of reach.
+FLAGGED_MAX = 1.5
 # Rows above this quantile are judged, but not learnt.
 ADMISSION = 0.90
 # Forgetting lets the mass reach the window only in the limit of many events: this close counts as full.
@@ -223,6 +226,8 @@ def _feed(
         if kept.tokens[slot] < 1.0:
             return False
         kept.tokens[slot] -= 1.0
+        if not np.isnan(kept.limit[slot]):
+            score = min(score, FLAGGED_MAX * kept.limit[slot])
     histogram = kept.histogram[slot]
     position = (np.log(max(score, SCORE_MIN)) - LOG_LOW) / LOG_WIDTH
     histogram[int(min(max(position, 0.0), BINS - 1.0))] += kept.weight[

@@ -109,9 +109,6 @@ def test_batches_of_any_size_give_the_same_bytes(
     assert other.verdicts == reference.verdicts
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the usual category is taken as of the end of the batch, not of the event"
-)
 def test_batches_of_any_size_give_the_same_explanations(
     recording: Path, reference: Outcome, tmp_path: Path
 ) -> None:
@@ -144,9 +141,6 @@ def test_a_stream_in_several_files_is_one_stream(reference: Outcome, tmp_path: P
     assert other.verdicts == reference.verdicts
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a batch does not say in which order the records of several lanes came"
-)
 @pytest.mark.parametrize("turns", [7])
 def test_batches_of_any_size_give_the_same_bytes_for_partitions_that_take_turns(
     tmp_path: Path, turns: int

@@ -118,12 +118,13 @@ def test_two_workers_share_a_topic_and_one_leaves_in_the_middle(
         until(lambda: first.lanes == PARTITIONS and len(first.seen.records) > 400, "the first at work on all")
         second = Member(settings, tmp_path / "second")
         with second.running():
-            writer = threading.Thread(target=publish_all, args=(800, 1_600))
+            writer = threading.Thread(target=publish_all, args=(800, 1_200))
             writer.start()
             until(lambda: first.lanes == second.lanes == PARTITIONS // 2, "two lanes each")
             writer.join()
+            publish_all(1_200, 1_600)
             until(lambda: all_committed(1_600), "the middle judged")
-            assert len(second.seen.records) > 0
+            assert len(second.seen.records) >= 400 * PARTITIONS // 2
             first.requested = True  # leaves, as on SIGTERM, while more is coming
             publish_all(1_600, EACH)
             until(lambda: second.lanes == PARTITIONS, "all lanes for the second")

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from fakes import QUICK, SCHEMA, StopAfter, readings
+from kafka.admin import KafkaAdminClient
 from kafka_broker import MakeTopic, OwnKafka
 from kafka_local import Kafka
 from live import Running, alerts_in, arrived, committed, free_port, publish, until
@@ -110,12 +111,13 @@ def _await_committed(admin: Any, topic: str, offset: int, group: str = "streamde
     until(lambda: committed(admin, group, topic) == [offset], f"{topic} committed up to {offset}")
 
 
-def test_a_worker_waits_for_a_broker_and_says_so_once_and_a_second_signal_gives_up(
+def test_a_worker_waits_for_a_broker_gives_up_on_a_second_signal_and_loses_nothing_by_either(
     own_kafka: OwnKafka, tmp_path: Path
 ) -> None:
+    """The broker is stopped and comes back; then it is killed, and the worker with it, and both come back."""
     servers = own_kafka.bootstrap_servers
     topic = own_kafka.create_topic("plant")
-    values = [value or b"" for value in readings(2_000, spikes=(1_200, 1_900))]
+    values = [value or b"" for value in readings(2_500, spikes=(1_200, 1_900, 2_400))]
     publish(servers, topic, values[:1_400])
     settings = quick(servers, topic)
     with Running(tmp_path / "worker", settings) as worker:
@@ -123,7 +125,7 @@ def test_a_worker_waits_for_a_broker_and_says_so_once_and_a_second_signal_gives_
         own_kafka.stop()
         worker.await_log("kafka away client=source")
         own_kafka.start()
-        publish(servers, topic, values[1_400:])
+        publish(servers, topic, values[1_400:2_000])
         worker.await_metric("streamdet_records_polled_total", 2_000)
         worker.await_log("kafka back client=source")
         # The sink notices an outage only if it has something to say meanwhile.
@@ -140,6 +142,19 @@ def test_a_worker_waits_for_a_broker_and_says_so_once_and_a_second_signal_gives_
         worker.signal(signal.SIGTERM, signal.SIGINT)
         assert worker.ended(within_s=5.0) == 1
         assert "again: giving up at once" in worker.log
+
+    own_kafka.start()
+    publish(servers, topic, values[2_000:])
+    admin = KafkaAdminClient(bootstrap_servers=servers.split(","))
+    with Running(tmp_path / "worker", settings) as worker:
+        _await_committed(admin, topic, 2_500, settings["input"]["group_id"])
+        worker.signal(signal.SIGTERM)
+        assert worker.ended() == 0
+    admin.close()
+    # After a crash an alert may be there again, with the same id.
+    found = {alert.source.offset for alert in alerts_in(servers, f"{topic}.alerts")}
+    offline = {name: settings[name] for name in ("limit", "learning", "model", "input")}
+    assert found == {alert.source.offset for alert in replayed(tmp_path, values, offline)}
 
 
 def test_what_cannot_be_is_said_in_one_line_with_an_exit_code(

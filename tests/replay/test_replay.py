@@ -6,6 +6,7 @@ Scores are compared as files, byte by byte; what a worker keeps, by the digest o
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from streamdet.app import Replay, replay
 from streamdet.checkpoint.store import CheckpointFolder, read_checkpoint
 from streamdet.config import parse
 from streamdet.errors import ConfigError
-from streamdet.events import Alert, FeatureShare, LaneId
+from streamdet.events import Alert, LaneId
 from streamdet.sink.recording import RecordingWriter
+from streamdet.source.recording import RecordingSource
 from streamdet.worker import run
 
 LANE = LaneId("plant", 0)
@@ -48,9 +50,20 @@ def written(folder: Path, values: Sequence[bytes]) -> Path:
     return path
 
 
+def partitioned(folder: Path, turns: int) -> Path:
+    """The same values, so many at a time to each of three partitions."""
+    path, offsets = folder / "topic.parquet", [0, 0, 0]
+    with RecordingWriter(path) as writer:
+        for i, value in enumerate(VALUES):
+            partition = i // turns % 3
+            writer.write("plant", partition, offsets[partition], 1_750_000_000_000 + i, None, value)
+            offsets[partition] += 1
+    return path
+
+
 def verdicts(alerts: Sequence[Alert]) -> list[Alert]:
-    """Alerts without the moment in which they were found, and without their explanation."""
-    return [msgspec.structs.replace(alert, detected_at="", features=[]) for alert in alerts]
+    """Alerts without the moment in which they were found."""
+    return [msgspec.structs.replace(alert, detected_at="") for alert in alerts]
 
 
 class Outcome:
@@ -75,10 +88,6 @@ class Outcome:
     @property
     def verdicts(self) -> list[Alert]:
         return verdicts(self.alerts)
-
-    @property
-    def explanations(self) -> list[list[FeatureShare]]:
-        return [alert.features for alert in self.alerts]
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +116,6 @@ def test_batches_of_any_size_give_the_same_bytes(
     other = Outcome(tmp_path, [recording], None, batch={"max_events": max_events})
     assert other.scores == reference.scores
     assert other.verdicts == reference.verdicts
-
-
-def test_batches_of_any_size_give_the_same_explanations(
-    recording: Path, reference: Outcome, tmp_path: Path
-) -> None:
-    other = Outcome(tmp_path, [recording], None, batch={"max_events": 64})
-    assert other.explanations == reference.explanations
 
 
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -146,18 +148,31 @@ def test_batches_of_any_size_give_the_same_bytes_for_partitions_that_take_turns(
     tmp_path: Path, turns: int
 ) -> None:
     """One model learns from all partitions, so the order between them counts too."""
-    path = tmp_path / "topic.parquet"
-    with RecordingWriter(path) as writer:
-        offsets = [0, 0, 0]
-        for i, value in enumerate(VALUES):
-            partition = i // turns % 3
-            writer.write("plant", partition, offsets[partition], 1_750_000_000_000 + i, None, value)
-            offsets[partition] += 1
+    path = partitioned(tmp_path, turns)
     one, other = (
         Outcome(tmp_path, [path], None, batch={"max_events": max_events}) for max_events in (50, 4096)
     )
     assert one.scores == other.scores
     assert one.verdicts == other.verdicts
+
+
+def test_a_replay_of_several_partitions_stops_and_goes_on_in_each(tmp_path: Path) -> None:
+    path = partitioned(tmp_path, turns=7)
+
+    def judge(name: str, *batches: float) -> tuple[FakeSink, str]:
+        """One worker after the other, each for so many batches."""
+        store, sink = CheckpointFolder(tmp_path / name, 3), FakeSink()
+        for n in batches:
+            stop = StopAfter(n)
+            source = RecordingSource([path], 90)
+            run(worker_over(source, sink, folder=store, saved=store.load(), observers=[stop]), stop)
+        return sink, digest(tmp_path / name)
+
+    whole, kept = judge("whole", math.inf)
+    halves, kept_in_two = judge("halves", 13, math.inf)
+    assert verdicts(halves.alerts) == verdicts(whole.alerts)
+    assert halves.rejects == whole.rejects
+    assert kept == kept_in_two
 
 
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,7 +16,7 @@ from kafka_local import running_kafka
 from streamdet.alerts import subscribe
 
 TOPIC = "bench"
-ANOMALOUS_EVERY = 50
+ANOMALOUS_EVERY = 250
 
 
 def measure(given: argparse.Namespace) -> Figures:
@@ -56,7 +56,7 @@ def _config(folder: Path, servers: str) -> Path:
     path.write_text(
         f"kafka: {{bootstrap_servers: '{servers}'}}\n"
         f"input: {{topics: [{TOPIC}], features: {{numeric: [{', '.join(COLUMNS)}]}}}}\n"
-        "limit: {alert_rate: 0.001}\n"
+        "limit: {alert_rate: 0.005}\n"
         "learning: {every: 2000, lag: 1000}\n"
         f"checkpoint: {{url: '{folder}/state', every_s: 5}}\n"
     )

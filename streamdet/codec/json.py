@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 from operator import attrgetter
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -115,7 +116,7 @@ class JsonCodec:
         categorical = []
         for name in schema.categorical:
             value = fields.get(name)
-            if isinstance(value, dict | list):
+            if isinstance(value, dict | list | Constant):
                 unusable.append(name)
                 value = None
             categorical.append(_name(value))
@@ -129,6 +130,12 @@ class JsonCodec:
         )
 
 
+class Constant(NamedTuple):
+    """NaN, Infinity or -Infinity: no JSON, but written by many a program. Not a number, nor any other value."""
+
+    name: str
+
+
 class _Object(dict[str, object]):
     """A parsed object that remembers whether a key was named twice."""
 
@@ -136,7 +143,7 @@ class _Object(dict[str, object]):
 
 
 def parse_object(value: bytes) -> dict[str, object] | tuple[Reason, str]:
-    """One JSON object, or the reason why it is none. NaN and Infinity, which are not JSON, are let through."""
+    """One JSON object, or the reason why it is none. NaN and Infinity, which are not JSON, are `Constant`s."""
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -144,7 +151,7 @@ def parse_object(value: bytes) -> dict[str, object] | tuple[Reason, str]:
     if is_too_deep(value):
         return Reason.TOO_DEEP, f"nested more than {DEPTH_MAX} deep"
     try:
-        parsed = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+        parsed = json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_constant=Constant)
     except ValueError as error:
         return Reason.INVALID_SYNTAX, f"not JSON: {error}"
     return _checked(parsed, text)

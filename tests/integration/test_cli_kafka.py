@@ -116,7 +116,7 @@ def test_run_refuses_an_unknown_key(settings: Written) -> None:
 def test_run_refuses_to_read_nothing(settings: Written) -> None:
     result = call("run", "-c", settings("{topics: []}"))
     assert result.code == 2
-    assert result.sentence == "streamdet: input.topics is empty: name at least one topic to read"
+    assert result.sentence.endswith("input.topics is empty: name at least one topic to read")
 
 
 def test_check_asks_kafka_and_says_every_topic_that_is_missing(

@@ -199,7 +199,7 @@ def test_a_dead_letter_larger_than_its_topic_allows_arrives_truncated(
     kafka: Kafka, make_topic: MakeTopic
 ) -> None:
     small = make_topic(1, {"max.message.bytes": "50000"})
-    given = settings(kafka.bootstrap_servers, small, alerts={"topic": small}, dead_letters={"topic": small})
+    given = settings(kafka.bootstrap_servers, make_topic(), dead_letters={"topic": small})
     sink = KafkaSink(given, SystemClock())
     sink.publish([], MIXED)
     sink.flush()

@@ -51,7 +51,7 @@ def test_each_kind_of_bad_record_has_its_reason_and_what_is_left_of_others_is_ju
     assert reason_of(value) == reason
 
 
-@pytest.mark.parametrize("written", [b"Infinity", b"-1e999", b'"warm"', b"[]", b"9" * 400])
+@pytest.mark.parametrize("written", [b"NaN", b"Infinity", b"-1e999", b'"warm"', b"[]", b"9" * 400])
 def test_unusable_numbers_are_rejected_where_asked_and_else_missing_and_counted(written: bytes) -> None:
     value = GOOD_VALUE.replace(b"20.5", written)
     assert reason_of(value, reject_unusable=True) == Reason.INVALID_VALUE
@@ -61,10 +61,10 @@ def test_unusable_numbers_are_rejected_where_asked_and_else_missing_and_counted(
     assert decoded.unusable == 1
 
 
-def test_nan_and_null_are_missing_and_never_rejected_as_unusable() -> None:
-    for written in (b"NaN", b"null"):
-        assert reason_of(GOOD_VALUE.replace(b"20.5", written), reject_unusable=True) is None
-    assert decoder_of().decode(records_of([GOOD_VALUE.replace(b"20.5", b"null")])).unusable == 0
+def test_null_is_missing_and_never_rejected_as_unusable() -> None:
+    value = GOOD_VALUE.replace(b"20.5", b"null")
+    assert reason_of(value, reject_unusable=True) is None
+    assert decoder_of().decode(records_of([value])).unusable == 0
 
 
 def test_a_reject_carries_where_it_came_from_and_what_it_was() -> None:

@@ -83,7 +83,7 @@ def test_values_of_the_stream_are_text_and_never_markup(tmp_path: Path) -> None:
     assert text.count("&lt;script&gt;") >= 5
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize(("n", "order"), [(0, 1), (1, 1), (2000, 1), (2000, -1)])
 def test_any_stream_can_be_drawn(tmp_path: Path, n: int, order: int, labels: bool) -> None:

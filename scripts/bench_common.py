@@ -11,6 +11,12 @@ Figures = dict[str, object]
 COLUMNS = tuple(f"feature_{i}" for i in range(8))
 
 
+class Never:
+    """Nobody asks for a stop."""
+
+    requested = False
+
+
 def say(text: str) -> None:
     """A line for whoever waits."""
     print(text, file=sys.stderr, flush=True)

@@ -2,11 +2,10 @@
 
 import argparse
 import tempfile
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_common import COLUMNS, Figures, say
+from bench_common import COLUMNS, Figures, Never, say
 
 from streamdet.app import Replay, replay
 from streamdet.config import Settings
@@ -49,7 +48,7 @@ def measure(given: argparse.Namespace) -> Figures:
         def observe(_: RecordingSource) -> Watch:
             return watch
 
-        summary = replay(Replay([path] * 10), settings, threading.Event(), observe)  # type: ignore[arg-type]
+        summary = replay(Replay([path] * 10), settings, Never(), observe)
     before, after = watch.resident_mb[first], watch.resident_mb[events]
     return {
         "events": events,

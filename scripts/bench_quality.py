@@ -9,16 +9,10 @@ import gzip
 import tempfile
 from pathlib import Path
 
-from bench_common import Figures, say
+from bench_common import Figures, Never, say
 
 from streamdet.app import Replay, replay
 from streamdet.config import Settings
-
-
-class Never:
-    """Nobody asks for a stop."""
-
-    requested = False
 
 
 def measure(given: argparse.Namespace) -> Figures:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from streamdet import __version__
 from streamdet.checkpoint.store import CheckpointFolder
 from streamdet.clock import Clock, SystemClock
 from streamdet.codec.columns import Codec
@@ -90,6 +91,7 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
 
     stop = Signals()
     stop.install()
+    log.info("starting version=%s kafka=%s", __version__, settings.kafka.bootstrap_servers)
     clock = SystemClock()
     folder = CheckpointFolder(_folder(settings.checkpoint.url), settings.checkpoint.keep)
     saved = folder.load()

@@ -242,6 +242,8 @@ class Worker:
         committed = self.source.committed(lane)
         saved = self._saved_lanes.pop(str(lane), None)
         if saved is None:
+            if self._warm:
+                log.info("lane=%s starts without state: no alerts before it has a limit of its own", lane)
             return kept
         if committed is not None and saved["next_offset"] > committed:
             log.warning(

@@ -305,6 +305,8 @@ class Worker:
         self._count_entities()
         for lane, records in self.source.lag().items():
             metrics.lag.labels(lane.topic, str(lane.partition)).set(records)
+        if self.model is not None:
+            metrics.model.set(self.model.trained_at)
         metrics.adopted.set(self.learner.adopted_total)
         metrics.waited.set(self.learner.waited_s)
         for reason, count in self.learner.refused_total.items():

@@ -116,12 +116,7 @@ class RollingLimits:
         `before` and `after`, (m,), are the scores of the same held-out rows under the old and the new version.
         Their quantiles say where each remembered score would lie now; beyond the largest ones, their ratio does.
         """
-        _rescale(
-            np.log(np.maximum(np.sort(before), SCORE_MIN)),
-            np.log(np.maximum(np.sort(after), SCORE_MIN)),
-            self._rate,
-            self._kept,
-        )
+        _move(_places(before, after), self._rate, self._kept)
 
     @property
     def lane_limit(self) -> float:
@@ -179,10 +174,21 @@ def _judge(
             _feed(score, out.flagged[i], slot, rate, growth, kept)
 
 
+def _places(before: Floats, after: Floats) -> Floats:
+    """Where the middle of each bin lies on the new scale, (BINS,), as a fractional number of a bin."""
+    old, new = (np.log(np.maximum(np.sort(scores), SCORE_MIN)) for scores in (before, after))
+    middle = LOG_LOW + LOG_WIDTH * (np.arange(BINS) + 0.5)
+    moved = np.interp(middle, old, new)
+    moved = np.where(middle >= old[-1], middle + new[-1] - old[-1], moved)
+    moved = np.where(middle <= old[0], middle + new[0] - old[0], moved)
+    places: Floats = np.clip((moved - LOG_LOW) / LOG_WIDTH - 0.5, 0.0, BINS - 1.001)
+    return places
+
+
 @compiled
-def _rescale(before: Floats, after: Floats, rate: float, kept: Slots) -> None:  # pragma: no cover - compiled
+def _move(places: Floats, rate: float, kept: Slots) -> None:  # pragma: no cover - compiled
+    """Move the mass of each bin to its place, in all slots."""
     moved = np.empty(BINS)
-    last = len(before) - 1
     for slot in range(len(kept.weight)):
         if kept.seen[slot] == 0:
             continue
@@ -190,18 +196,10 @@ def _rescale(before: Floats, after: Floats, rate: float, kept: Slots) -> None:  
         moved[:] = 0.0
         for j in range(BINS):
             if histogram[j] > 0.0:
-                middle = LOG_LOW + LOG_WIDTH * (j + 0.5)
-                if middle >= before[last]:
-                    target = middle + after[last] - before[last]
-                elif middle <= before[0]:
-                    target = middle + after[0] - before[0]
-                else:
-                    target = np.interp(middle, before, after)
                 # Split between the two nearest bins, so that rounding moves no mass on average.
-                position = min(max((target - LOG_LOW) / LOG_WIDTH - 0.5, 0.0), BINS - 1.001)
-                low = int(position)
-                moved[low] += histogram[j] * (1.0 - (position - low))
-                moved[low + 1] += histogram[j] * (position - low)
+                low = int(places[j])
+                moved[low] += histogram[j] * (1.0 - (places[j] - low))
+                moved[low + 1] += histogram[j] * (places[j] - low)
         histogram[:] = moved
         if not np.isnan(kept.limit[slot]):
             _refresh(slot, rate, kept)

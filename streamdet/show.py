@@ -94,6 +94,7 @@ def show_alerts(alerts: Iterable[Alert], *, as_json: bool) -> None:
             style=_STYLES.get(alert.severity, ""),
             highlight=False,
             markup=False,
+            no_wrap=True,
             overflow="ellipsis",
         )
 

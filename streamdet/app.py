@@ -94,6 +94,7 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
     log.info("starting version=%s kafka=%s", __version__, settings.kafka.bootstrap_servers)
     clock = SystemClock()
     folder = CheckpointFolder(_folder(settings.checkpoint.url), settings.checkpoint.keep)
+    folder.take()
     saved = folder.load()
     compile_kernels()
     with ExitStack() as stack:
@@ -102,11 +103,14 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
             writer = stack.enter_context(ScoresWriter(scores))
             observers.append(writer)
         source = KafkaSource(settings, clock, lambda: stop.requested)
-        schema = _live_schema(settings, source, saved)
+        stack.callback(
+            source.close
+        )  # whatever comes: a worker that stays in the group unseen holds up the others
+        schema = _live_schema(settings, source, saved, stop)
         if schema is None:  # stopped before the first record
-            source.close()
             return
         sink = KafkaSink(settings, clock, lambda: stop.requested)
+        stack.callback(sink.close)
         codec = JsonCodec(schema, reject_unusable=settings.input.unusable == "reject")
         worker = build(
             settings,
@@ -186,7 +190,7 @@ def replay(
         run(worker, stop)
         seconds = clock.monotonic_s() - started_s
         for done in [*whole, writer if what.scores is not None else None]:
-            if done is not None:
+            if done is not None and not stop.requested:  # half of a replay would look like all of it
                 done.keep()
     summary = {
         "events": outcome.events,
@@ -243,7 +247,12 @@ def json_fields(values: Sequence[bytes]) -> list[Mapping[str, object]]:
     return [fields for fields in parsed if isinstance(fields, dict)]
 
 
-def _live_schema(settings: Settings, source: Any, saved: State | None) -> Schema | None:  # noqa: ANN401
+def _live_schema(
+    settings: Settings,
+    source: Any,  # noqa: ANN401
+    saved: State | None,
+    stop: StopSignal,
+) -> Schema | None:
     """From the checkpoint, else from the configuration, else from the first records.
 
     Raises:
@@ -262,11 +271,18 @@ def _live_schema(settings: Settings, source: Any, saved: State | None) -> Schema
     if configured is not None:
         return configured
     log.info("no input.features configured: looking at the first records")
-    values = source.peek(SAMPLE, SAMPLE_WAIT_S)
-    if not values:
+    fields: list[Mapping[str, object]] = []
+    wanted = SAMPLE
+    while (
+        not fields and not stop.requested
+    ):  # a bad first record is a dead letter later, not a reason not to start
+        values = source.peek(wanted, SAMPLE_WAIT_S)
+        fields = json_fields(values)
+        wanted += len(values)
+    if not fields:
         return None
     given = settings.input
-    schema = infer_schema(json_fields(values), label="label", timestamp=given.timestamp, entity=given.entity)
+    schema = infer_schema(fields, label="label", timestamp=given.timestamp, entity=given.entity)
     log.info(
         "inferred timestamp=%s numeric=%s categorical=%s", schema.timestamp, ",".join(schema.numeric),
         ",".join(schema.categorical),
@@ -356,6 +372,6 @@ def _folder(url: str) -> Path:
 def _serve(metrics: Metrics, address: str) -> None:
     try:
         metrics.serve(address)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ConfigError(f"serve.http: cannot listen on {address}: {error}") from error
     log.info("metrics at http://%s/metrics", address)

@@ -1,7 +1,7 @@
 """The configuration: every setting declared once, with its unit, bounds, default and a sentence.
 
-From these declarations come parsing, `streamdet check`, the commented file of `streamdet init` and the
-reference in the documentation. Unknown keys are refused. `${NAME}` in a value comes from the environment, so that a
+From these declarations come parsing, `streamdet check` and the commented file that `streamdet init` writes. Unknown
+keys are refused. `${NAME}` in a value comes from the environment, so that a
 secret need not stand in the file; no secret is shown in any text, errors and their traces included.
 """
 
@@ -112,7 +112,7 @@ class Batch(Section):
     """Bounds of a micro-batch; whichever is reached first ends it."""
 
     max_events: int = Field(4096, ge=1, le=1_000_000, description="Records in a micro-batch.")
-    max_bytes: int = Field(8_388_608, ge=1024, description="Bytes fetched for a micro-batch.")
+    max_bytes: int = Field(8_388_608, ge=1024, le=67_108_864, description="Bytes fetched for a micro-batch.")
     max_wait_ms: int = Field(100, ge=1, le=60_000, description="Milliseconds to wait for a first record.")
 
 

@@ -18,7 +18,7 @@ from typing import Final
 from kafka.errors import KafkaError
 
 from streamdet.broker.client import missing_topic, text, topics_of
-from streamdet.checkpoint.store import read_checkpoint
+from streamdet.checkpoint.store import CheckpointFolder, read_checkpoint
 from streamdet.clock import Clock, SystemClock
 from streamdet.config import Security, Settings
 from streamdet.errors import BrokerUnavailableError, CheckpointError, DeviceError, StreamdetError
@@ -27,7 +27,6 @@ from streamdet.threshold.rolling import BINS
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
 ANSWER_S: Final = 5.0
 
-_CHECKPOINTS: Final = "*.checkpoint.safetensors"
 TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 # Measured: a slot's histogram, its counters; its name in a dict, with a slot number; numpy grows by doubling.
@@ -162,8 +161,8 @@ def _try_to_write(folder: Path) -> None:
 def _look_at_checkpoints(settings: Settings, folder: Path, findings: Findings) -> None:
     from streamdet.app import foreign_checkpoint  # imports torch
 
-    files = sorted(folder.glob(_CHECKPOINTS), reverse=True)
-    for path in files:
+    files = CheckpointFolder(folder, settings.checkpoint.keep).files()
+    for path in reversed(files):
         try:
             saved = read_checkpoint(path)
         except CheckpointError as error:

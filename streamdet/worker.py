@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 # Alerts are flushed with every batch; offsets may lag this far, as a commit costs a round trip.
 COMMIT_EVERY_S = 0.2
+# A lane that comes later than this after a start has been judged by somebody else meanwhile: what was saved of it
+# would set it back.
+SAVED_LANES_S = 60.0
 
 
 class StopSignal(Protocol):
@@ -92,10 +95,11 @@ class Worker:
     _warm: bool = False
     _committed_at_s: float = -math.inf
     _saved_at_s: float = 0.0
+    _restored_at_s: float = 0.0
 
     def restore(self) -> None:
         """Take back what was saved, or say that this is a cold start; begin the lanes that are known already."""
-        self._saved_at_s = self.clock.monotonic_s()
+        self._saved_at_s = self._restored_at_s = self.clock.monotonic_s()
         if self.saved is None:
             self.metrics.cold_starts.inc()
             log.info(
@@ -118,6 +122,9 @@ class Worker:
     def follow(self) -> None:
         """Begin the lanes that the group gave to this worker, and drop those that it took away."""
         mine = self.source.lanes
+        if self._saved_lanes and self.clock.monotonic_s() - self._restored_at_s > SAVED_LANES_S:
+            log.info("forgot the saved state of %d lanes that other workers have", len(self._saved_lanes))
+            self._saved_lanes = {}
         for lane in [known for known in self.lanes if known not in mine]:
             del self.lanes[lane]
             self._offsets.pop(lane, None)
@@ -128,6 +135,7 @@ class Worker:
 
     def judge(self, batch: Batch) -> list[Part]:
         """Verdicts on a batch. One scoring launch for all of it; learns nothing."""
+        self._notice_rewinds(batch)
         decoded = [self.decoder.decode(part) for part in batch.parts]
         featured = [self.lanes[d.events.lane].features.transform(d.events) for d in decoded]
         raw = self._score([f.rows for f in featured])
@@ -171,6 +179,19 @@ class Worker:
             old, new = before.score(held_out), self.model.score(held_out)
             for lane in self.lanes.values():
                 lane.limits.rescale(old, new)
+
+    def _notice_rewinds(self, batch: Batch) -> None:
+        """A topic made anew begins at 0 again: what was published below belongs to the old one."""
+        for part in batch.parts:
+            expected = self._processed.get(part.lane, 0)
+            if part.offsets[0] < expected:
+                log.warning(
+                    "lane=%s went back from %d to %d: all of it counts as new",
+                    part.lane,
+                    expected,
+                    part.offsets[0],
+                )
+                self.lanes[part.lane].published = 0
 
     def commit(self) -> None:
         """Make the offsets of all that was published the group's."""
@@ -251,6 +272,15 @@ class Worker:
                 lane,
                 saved["next_offset"],
                 committed,
+            )
+            return kept
+        entities = len(saved["features"]["entities"]["names"])
+        if entities > self.settings.input.max_entities:
+            log.warning(
+                "lane=%s starts cold: its checkpoint has %d entities, input.max_entities is now %d",
+                lane,
+                entities,
+                self.settings.input.max_entities,
             )
             return kept
         kept.features.restore(saved["features"])

@@ -6,6 +6,7 @@ says why it passed over others. Nothing in a checkpoint can run code.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -39,6 +40,24 @@ class CheckpointFolder:
         self._folder = folder
         self._keep = keep
 
+    def take(self) -> None:
+        """Keep other workers out of the folder for as long as this process lives.
+
+        Raises:
+            CheckpointError: another one has it, or it cannot be written to.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # A bare descriptor, held until the process ends; the system then gives the lock back, even after a kill.
+            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"{self._folder} is in use by another worker: give each a checkpoint.url of its own"
+            ) from error
+        except OSError as error:
+            raise CheckpointError(f"cannot write to the checkpoint folder {self._folder}: {error}") from error
+
     def save(self, state: State) -> Path:
         """Write one more checkpoint and drop the oldest beyond those kept.
 
@@ -48,7 +67,7 @@ class CheckpointFolder:
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         tree = json.dumps(_split(state, "", arrays), allow_nan=False)
         metadata = {"format": FORMAT, "tree": tree, "sha256": _digest(tree, arrays)}
-        newest = self._files()[-1:]
+        newest = self.files()[-1:]
         number = int(newest[0].name.removesuffix(_SUFFIX)) + 1 if newest else 1
         path = self._folder / f"{number:012d}{_SUFFIX}"
         part = path.with_suffix(".part")
@@ -59,7 +78,7 @@ class CheckpointFolder:
                 file.flush()
                 os.fsync(file.fileno())
             part.rename(path)
-            for old in self._files()[: -self._keep]:
+            for old in self.files()[: -self._keep]:
                 old.unlink()
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -73,7 +92,7 @@ class CheckpointFolder:
         Raises:
             CheckpointError: there are checkpoints, and none of them is sound.
         """
-        files = self._files()
+        files = self.files()
         for path in reversed(files):
             try:
                 return read_checkpoint(path)
@@ -86,7 +105,8 @@ class CheckpointFolder:
             )
         return None
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """All checkpoints, the oldest first."""
         return sorted(path for path in self._folder.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name))
 
 

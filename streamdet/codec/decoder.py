@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamdet.codec.columns import Codec, Columns, Problem
-from streamdet.codec.times import parse_times
+from streamdet.codec.times import TIME_MS_MAX, TIME_MS_MIN, parse_times
 from streamdet.events import Bools, Events, Ints, Reason, Records, Reject, Schema
 
 
@@ -77,6 +77,8 @@ class Decoder:
         bad: list[tuple[Bools, Reason, str]] = []
         if self._schema.timestamp is None:
             times_ms = records.timestamps_ms[columns_at]
+            usable = (times_ms >= TIME_MS_MIN) & (times_ms < TIME_MS_MAX)
+            bad.append((~usable, Reason.INVALID_TIMESTAMP, "the record's own timestamp is not a time"))
         else:
             times_ms, usable = parse_times(columns.timestamps)
             bad.append((~usable, Reason.INVALID_TIMESTAMP, f"no usable time in {self._schema.timestamp!r}"))

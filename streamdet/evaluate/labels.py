@@ -1,12 +1,12 @@
 """Labels of a recording, read beside the judging and never by it."""
 
 import csv
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from streamdet.codec.csv import parse_number
+from streamdet.codec.json import parse_object
 from streamdet.events import Bools
 
 _ANOMALOUS = frozenset({"true", "yes", "y", "anomaly", "anomalous", "abnormal", "fraud", "attack"})
@@ -33,9 +33,11 @@ class JsonLabels:
 
     def read(self, values: Sequence[bytes]) -> Bools:
         """Whether each of n readable objects is labelled anomalous, (n,)."""
-        return np.fromiter(
-            (is_anomalous(json.loads(v).get(self._label)) for v in values), np.bool_, len(values)
-        )
+        return np.fromiter((self._read(value) for value in values), np.bool_, len(values))
+
+    def _read(self, value: bytes) -> bool:
+        fields = parse_object(value)
+        return isinstance(fields, dict) and is_anomalous(fields.get(self._label))
 
 
 def is_anomalous(label: object) -> bool:
@@ -45,4 +47,4 @@ def is_anomalous(label: object) -> bool:
         if number is None or np.isnan(number):
             return label.strip().lower() in _ANOMALOUS
         return number != 0
-    return bool(label)
+    return isinstance(label, bool | int | float) and bool(label)

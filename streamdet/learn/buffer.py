@@ -48,10 +48,15 @@ class Ring:
         return {"values": self.values.copy(), "imputed": self.imputed.copy(), "added": self.added}
 
     def restore(self, state: State) -> None:
-        """Take back what `state` gave."""
-        self.values = np.array(state["values"])
-        self.imputed = np.array(state["imputed"])
-        self.added = state["added"]
+        """Take back what `state` gave; of a ring of another size, the newest rows that fit."""
+        same = len(state["values"]) == len(self.values)
+        saved = self if same else Ring(*state["values"].shape)
+        saved.values = np.array(state["values"])
+        saved.imputed = np.array(state["imputed"])
+        saved.added = state["added"]
+        if not same:
+            self.added = 0
+            self.add(saved.oldest_first())
 
 
 class NormalRows:

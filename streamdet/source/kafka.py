@@ -72,6 +72,7 @@ class KafkaSource:
         self._stopped = stopped
         self._start = given.start
         self._wait_s = given.batch.max_wait_ms / 1000
+        self._batch_max_events = given.batch.max_events
         self._outage = Outage(kafka, clock, stopped, "source")
         found = self._outage.persist(lambda: topics_of(kafka, given.topics, clock, stopped))
         for topic in given.topics:
@@ -111,9 +112,10 @@ class KafkaSource:
             BrokerError: Kafka refused.
         """
         end_s = self._clock.monotonic_s() + self._wait_s
+        wanted = min(max_events, self._batch_max_events)
         while not self._stopped():
             left_s = end_s - self._clock.monotonic_s()
-            polled = self._read(left_s, max_events)
+            polled = self._read(left_s, wanted)
             changed = self._update_lanes(polled)
             if polled or changed or left_s <= SLICE_S:
                 return self._batch(polled)
@@ -127,12 +129,12 @@ class KafkaSource:
         except errors.OffsetOutOfRangeError as error:
             self._resume({tp: at for tp, at in error.args[0].items() if tp in self._consumer.assignment()})
         except errors.LogTruncationError as error:
-            self._resume({tp: at and at.offset for tp, at in error.divergent_offsets.items()})
+            self._resume({tp: at and at.offset for tp, at in error.divergent_offsets.items()}, keep=True)
         return {}
 
     def _begin(self, partitions: Set[TopicPartition]) -> None:
         """Start where the settings say, as the group has committed nothing yet."""
-        starts = self._edge(partitions)
+        starts = self._edge(partitions, at_end=self._start == "latest")
         for tp, offset in starts.items():
             log.info("lane starts lane=%s start=%s offset=%d", LaneId(*tp), self._start, offset)
             self._consumer.seek(tp, offset)
@@ -140,21 +142,26 @@ class KafkaSource:
             # Else a worker that dies before its first commit would begin at a later end, and lose what lies between.
             self._commit(starts)
 
-    def _resume(self, positions: Mapping[TopicPartition, int | None]) -> None:
-        """Go on after records that are gone: deleted, or lost with the broker that led the partition."""
-        for tp, offset in self._edge(positions.keys()).items():
+    def _resume(self, positions: Mapping[TopicPartition, int | None], *, keep: bool = False) -> None:
+        """Go on after records that are gone: deleted, or lost with the broker that led the partition.
+
+        At the first record that Kafka still has, whatever `start` says, so that none of those is passed over; or, to
+        `keep` the positions, at these where there are such.
+        """
+        for tp, first in self._edge(positions.keys(), at_end=False).items():
+            wanted = positions[tp]
+            offset = max(first, wanted) if keep and wanted is not None else first
             log.warning(
-                "records are gone lane=%s wanted_offset=%s continues_at=%d start=%s: retention deleted them "
-                "before they were read, or the topic was made anew",
+                "records are gone lane=%s wanted_offset=%s continues_at=%d: retention deleted them before they were "
+                "read, or the topic was made anew",
                 LaneId(*tp),
-                positions[tp],
+                wanted,
                 offset,
-                self._start,
             )
             self._consumer.seek(tp, offset)
 
-    def _edge(self, partitions: Set[TopicPartition]) -> dict[TopicPartition, int]:
-        ask = self._consumer.end_offsets if self._start == "latest" else self._consumer.beginning_offsets
+    def _edge(self, partitions: Set[TopicPartition], *, at_end: bool) -> dict[TopicPartition, int]:
+        ask = self._consumer.end_offsets if at_end else self._consumer.beginning_offsets
         edges: dict[TopicPartition, int] = self._reader.call(lambda ms: ask(list(partitions), timeout_ms=ms))
         assigned = self._consumer.assignment()
         return {tp: offset for tp, offset in edges.items() if tp in assigned}

@@ -1,6 +1,6 @@
 """Memory does not grow with the length of a stream.
 
-The ten million events of the issue are measured by a benchmark; here the same claim holds for a stream that is short
+Ten million events are measured by `scripts/bench memory`; here the same claim holds for a stream that is short
 enough for every run of the tests. Measured in a process of its own: what other tests leave behind would count too.
 """
 

@@ -125,3 +125,14 @@ def test_memory_is_what_was_asked_for_from_the_start() -> None:
     fill(kept, 5000)
     assert {name: part["values"].nbytes for name, part in kept.state().items()} == before
     assert len(kept.training()) == 64
+
+
+def test_a_ring_of_another_size_takes_back_the_newest_rows_that_fit() -> None:
+    ring = Ring(10, 2)
+    ring.add(numbered(25))
+    for size, kept in ((4, [21, 22, 23, 24]), (20, list(range(15, 25)))):
+        other = Ring(size, 2)
+        other.restore(ring.state())
+        assert numbers_of(other.oldest_first()) == kept
+        other.add(numbered(1, first=25))
+        assert numbers_of(other.oldest_first())[-2:] == [24, 25]

@@ -248,3 +248,11 @@ def test_nothing_in_the_package_loads_what_could_run_code() -> None:
         and not line.lstrip().startswith(("#", '"'))
     ]
     assert found == []
+
+
+def test_a_folder_belongs_to_one_worker_at_a_time(tmp_path: Path) -> None:
+    first = CheckpointFolder(tmp_path, keep=3)
+    first.take()
+    with pytest.raises(CheckpointError, match="in use by another worker"):
+        CheckpointFolder(tmp_path, keep=3).take()
+    assert first.files() == []

@@ -137,3 +137,12 @@ def test_csv_rows_follow_the_same_rules() -> None:
     ]
     assert np.isnan(decoded.events.numeric[1, 0])
     assert decoder.original(CSV_GOOD)["site"] == "north"
+
+
+def test_a_record_timestamp_that_is_no_time_is_rejected_where_it_is_the_event_time() -> None:
+    schema = Schema(None, "device", SCHEMA.numeric, SCHEMA.categorical)
+    records = records_of([GOOD_VALUE] * 3)
+    records.timestamps_ms[1] = 1_700_000_000_000_000_000  # nanoseconds
+    decoded = decoder_of(schema).decode(records)
+    assert [r.reason for r in decoded.rejects] == [Reason.INVALID_TIMESTAMP]
+    assert len(decoded.events) == 2

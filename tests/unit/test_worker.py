@@ -10,7 +10,7 @@ from fakes import FakeSink, FakeSource, SteppingClock, StopAfter, counted, readi
 from streamdet.checkpoint.store import CheckpointFolder
 from streamdet.errors import BrokerError, CheckpointError
 from streamdet.events import LaneId, Mode, Reason, State
-from streamdet.worker import COMMIT_EVERY_S, run
+from streamdet.worker import COMMIT_EVERY_S, SAVED_LANES_S, run
 
 LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
 WARM = 1_500
@@ -266,3 +266,28 @@ def test_a_cold_start_is_counted_and_a_warm_one_is_not(warm: State) -> None:
     restored = worker_over(FakeSource({LANE: VALUES}, {LANE: WARM}), FakeSink(), saved=warm)
     run(restored, NEVER)
     assert counted(restored, "streamdet_cold_starts_total") == 0
+
+
+def test_a_topic_made_anew_is_published_from_its_beginning(
+    warm: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, sink = FakeSource({LANE: VALUES}, {LANE: 1_700}, per_poll=50), FakeSink()
+    source.before_poll = {2: lambda: source.seek(LANE, 0)}  # as a source does whose place is gone
+    with caplog.at_level(logging.WARNING):
+        run(worker_over(source, sink, saved=warm), NEVER)
+    assert f"lane={LANE} went back from 1550 to 0" in caplog.text
+    assert alert_id(SPIKES[0]) in sink.ids  # below the offset up to which the old topic was published
+
+
+def test_a_lane_that_comes_long_after_the_start_does_not_take_up_what_was_saved_of_it(warm: State) -> None:
+    clock = SteppingClock()
+    source = FakeSource({LANE: VALUES}, {LANE: 1_600}, per_poll=50)
+    worker = worker_over(source, FakeSink(), saved=warm, clock=clock)
+    source.take_away(LANE)
+    worker.restore()
+    clock.sleep_s(SAVED_LANES_S + 1.0)
+    source.give(LANE)
+    worker.follow()
+    assert worker.lanes[LANE].published == 0
+    assert ("seek", LANE, WARM) not in source.journal
+    worker.close()

@@ -111,7 +111,7 @@ class Features(Section):
 class Batch(Section):
     """Bounds of a micro-batch; whichever is reached first ends it."""
 
-    max_events: int = Field(4096, ge=1, le=1_000_000, description="Records in a micro-batch.")
+    max_events: int = Field(16_384, ge=1, le=1_000_000, description="Records in a micro-batch.")
     max_bytes: int = Field(8_388_608, ge=1024, le=67_108_864, description="Bytes fetched for a micro-batch.")
     max_wait_ms: int = Field(100, ge=1, le=60_000, description="Milliseconds to wait for a first record.")
 

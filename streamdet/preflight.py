@@ -36,7 +36,7 @@ _NAME_BYTES: Final = 250
 # A checkpoint is put together in memory, twice: once as arrays, once as the file.
 _CHECKPOINT_COPIES: Final = 2
 # A polled record besides its bytes, and what becomes of it on its way: objects, rows, verdicts.
-_RECORD_BYTES: Final = 2_000
+_RECORD_BYTES: Final = 1_000
 # kafka-python holds a response and, unpacked, the records of the one before.
 _FETCH_COPIES: Final = 3
 # Compiled loops and a fine-tune with its optimizer, over what importing takes.

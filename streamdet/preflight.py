@@ -35,7 +35,7 @@ _COUNTERS_BYTES: Final = 5 * 8
 _NAME_BYTES: Final = 250
 # A checkpoint is put together in memory, twice: once as arrays, once as the file.
 _CHECKPOINT_COPIES: Final = 2
-# A polled record besides its bytes, and what becomes of it on its way: objects, rows, verdicts.
+# A polled record besides its bytes, and what becomes of it on its way: objects, rows, verdicts. Reckoned, not measured.
 _RECORD_BYTES: Final = 1_000
 # kafka-python holds a response and, unpacked, the records of the one before.
 _FETCH_COPIES: Final = 3

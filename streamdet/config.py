@@ -125,8 +125,24 @@ class Input(Section):
         min_length=1,
         description="Consumer group; workers of one group share the topics.",
     )
+    instance_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="Name of this worker in the group, kept over restarts (static membership): its partitions wait for it. "
+        "Without one, workers that share a checkpoint folder take free names there.",
+    )
+    session_timeout_ms: int = Field(
+        20_000,
+        ge=6_000,
+        le=1_800_000,
+        description="Milliseconds without a sign of life after which the group gives a worker's partitions to others.",
+    )
     start: Literal["earliest", "latest"] = Field(
         "earliest", description="Where a group without committed offsets begins."
+    )
+    lost_records: Literal["earliest", "fail"] = Field(
+        "earliest",
+        description="When records were deleted before they were read: go on with the first that is left, or end.",
     )
     format: Literal["json"] = Field("json", description="How record values are encoded.")
     timestamp: str | None = Field(
@@ -258,12 +274,35 @@ class Topic(Section):
     topic: str | None = Field(None, description="Name; default: the first input topic with a suffix.")
 
 
+class Commit(Section):
+    """How often what was judged is made final; whichever is reached first commits."""
+
+    every_ms: int = Field(
+        100, ge=0, le=60_000, description="Milliseconds between commits; an alert is visible after its commit."
+    )
+    every_events: int = Field(50_000, ge=1, le=10_000_000, description="Records between commits.")
+    transaction_timeout_ms: int = Field(
+        15_000,
+        ge=1_000,
+        le=900_000,
+        description="Milliseconds after which Kafka ends a transaction that a killed worker left open.",
+    )
+
+
 class Checkpoint(Section):
     """Where the state survives a restart."""
 
-    url: str = Field("./state", min_length=1, description="Folder of the checkpoints.")
+    url: str = Field(
+        "./state",
+        min_length=1,
+        description="Folder, or URL such as s3://bucket/path, that all workers of the group share.",
+    )
     every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
-    keep: int = Field(3, ge=1, le=1000, description="Checkpoints kept.")
+    keep: int = Field(3, ge=1, le=1000, description="Checkpoints kept of each partition.")
+    strict: bool = Field(
+        False,
+        description="Refuse to judge a partition without the state that belongs to its committed offset.",
+    )
 
 
 class Serve(Section):
@@ -288,10 +327,12 @@ class Settings(Section):
     dead_letters: Topic = Field(
         Topic(), description="Dead letters; default topic: first input topic + .dead-letters."
     )
-    delivery: Literal["at-least-once"] = Field(
-        "at-least-once",
-        description="Alerts may be repeated after a crash, with the same id; none is lost.",
+    delivery: Literal["exactly-once", "at-least-once"] = Field(
+        "exactly-once",
+        description="exactly-once: alerts, dead letters and offsets in one transaction. at-least-once: after a crash alerts "
+        "may be repeated, with the same id; none is lost.",
     )
+    commit: Commit = Field(Commit(), description="Commits.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")
     serve: Serve = Field(Serve(), description="Metrics.")
 

@@ -31,6 +31,13 @@ class LaneId(NamedTuple):
         return f"{self.topic}/{self.partition}"
 
 
+class Position(NamedTuple):
+    """Where a lane goes on, as the group has it."""
+
+    offset: int
+    note: str = ""  # travels with the offset: here, the lane's newest adoptions
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """Which fields of a record mean what."""

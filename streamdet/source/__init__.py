@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Set
 from typing import Protocol
 
-from streamdet.events import Batch, LaneId
+from streamdet.events import Batch, LaneId, Position
 
 
 class Source(Protocol):
@@ -17,20 +17,30 @@ class Source(Protocol):
     def lanes(self) -> Set[LaneId]:
         """The lanes that are this worker's at the moment, as of the last poll."""
 
+    @property
+    def leads(self) -> bool:
+        """Whether the lane whose owner trains is this worker's: the lowest one that has records."""
+
+    def topic_id(self, topic: str) -> str:
+        """What tells a topic from a later one of the same name; empty where nothing does."""
+
     def poll(self, max_events: int) -> Batch:
-        """At most `max_events` records; empty when none came within the configured wait."""
+        """At most `max_events` records; empty when none came within the configured wait.
+
+        With 0 it brings none, and keeps the place in the group.
+        """
 
     def seek(self, lane: LaneId, offset: int) -> None:
         """Go on reading the lane at this offset."""
 
-    def committed(self, lane: LaneId) -> int | None:
-        """The offset that the group has committed for the lane, None where it has none."""
+    def committed(self, lane: LaneId) -> Position | None:
+        """What the group has committed for the lane, None where it has nothing."""
 
     def lag(self) -> Mapping[LaneId, int]:
         """Records that lie ahead in each lane, as far as that is known."""
 
-    def commit(self, offsets: Mapping[LaneId, int]) -> None:
-        """Make these the offsets from which the group goes on after a restart."""
+    def commit(self, positions: Mapping[LaneId, Position]) -> None:
+        """Make these the positions from which the group goes on after a restart."""
 
     def close(self) -> None:
         """Leave the group and release what is held; nothing is committed."""

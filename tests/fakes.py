@@ -17,7 +17,7 @@ from streamdet.checkpoint.store import CheckpointFolder
 from streamdet.clock import Clock
 from streamdet.codec.json import JsonCodec
 from streamdet.config import parse
-from streamdet.events import Alert, Batch, LaneId, Mode, Records, Reject, Schema, State
+from streamdet.events import Alert, Batch, LaneId, Mode, Position, Records, Reject, Schema, State
 from streamdet.sink import Sink
 from streamdet.source import Source
 from streamdet.worker import Observer, Part, Worker
@@ -41,16 +41,18 @@ class SteppingClock:
 
 
 class FakeSource:
-    """Lanes of given values. `offsets` is what the group has committed; it outlives the source, as Kafka's does.
+    """Lanes of given values. `offsets` and `notes` are what the group has committed; they outlive the source.
 
     Args:
         lanes: values by lane; the offset of a value is its place.
         offsets: what the group has committed; changed by `commit`.
+        notes: what was committed with the offsets; lanes without a note are left out, and `commit` changes it too.
         journal: takes one line for each call that changes anything.
         endless: never exhausted, as a topic is.
         per_poll: records of one poll, at most.
 
-    `before_poll` holds what is to happen before the first, second, ... poll.
+    `before_poll` holds what is to happen before the first, second, ... poll, those for 0 records included. Set
+    `leading` to what `leads` is to say, and an entry of `topic_ids` where topics are told apart.
     """
 
     def __init__(
@@ -59,11 +61,15 @@ class FakeSource:
         offsets: dict[LaneId, int] | None = None,
         journal: list[Any] | None = None,
         *,
+        notes: dict[LaneId, str] | None = None,
         endless: bool = False,
         per_poll: int = 1_000_000,
     ) -> None:
         self.stored = dict(lanes)
         self.offsets = {} if offsets is None else offsets
+        self.notes = {} if notes is None else notes
+        self.leading = True
+        self.topic_ids: dict[str, str] = {}
         self.journal = [] if journal is None else journal
         self.before_poll: dict[int, Callable[[], None]] = {}
         self._polls = 0
@@ -80,6 +86,13 @@ class FakeSource:
     @property
     def lanes(self) -> Set[LaneId]:
         return frozenset(self._mine)
+
+    @property
+    def leads(self) -> bool:
+        return self.leading
+
+    def topic_id(self, topic: str) -> str:
+        return self.topic_ids.get(topic, "")
 
     def take_away(self, lane: LaneId) -> None:
         """Another member of the group has the lane from now on."""
@@ -114,15 +127,21 @@ class FakeSource:
         self.journal.append(("seek", lane, offset))
         self._next[lane] = offset
 
-    def committed(self, lane: LaneId) -> int | None:
-        return self.offsets.get(lane)
+    def committed(self, lane: LaneId) -> Position | None:
+        if lane not in self.offsets:
+            return None
+        return Position(self.offsets[lane], self.notes.get(lane, ""))
 
     def lag(self) -> Mapping[LaneId, int]:
         return {}
 
-    def commit(self, offsets: Mapping[LaneId, int]) -> None:
-        self.journal.append(("commit", dict(offsets)))
-        self.offsets.update(offsets)
+    def commit(self, positions: Mapping[LaneId, Position]) -> None:
+        self.journal.append(("commit", dict(positions)))
+        for lane, position in positions.items():
+            self.offsets[lane] = position.offset
+            self.notes.pop(lane, None)
+            if position.note:
+                self.notes[lane] = position.note
 
     def close(self) -> None:
         self.journal.append("close source")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set
 import numpy as np
 
 from streamdet.clock import Clock
-from streamdet.events import Batch, LaneId, Records
+from streamdet.events import Batch, LaneId, Position, Records
 from streamdet.source import Source
 
 # Poll returns at least this often, so that a request to stop is seen.
@@ -50,8 +50,19 @@ class PacedSource:
         """The lanes of the source below."""
         return self._source.lanes
 
+    @property
+    def leads(self) -> bool:
+        """As the source below has it."""
+        return self._source.leads
+
+    def topic_id(self, topic: str) -> str:
+        """As the source below has it."""
+        return self._source.topic_id(topic)
+
     def poll(self, max_events: int) -> Batch:
         """At most `max_events` records that are due; waits `WAIT_MAX_S` at most, and may give none."""
+        if max_events == 0:
+            return self._source.poll(0)
         if not self._held:
             self._held = [part for part in self._source.poll(max_events).parts if len(part)]
         if not self._held:
@@ -72,7 +83,7 @@ class PacedSource:
         self._running = False
         self._source.seek(lane, offset)
 
-    def committed(self, lane: LaneId) -> int | None:
+    def committed(self, lane: LaneId) -> Position | None:
         """What the source below has committed."""
         return self._source.committed(lane)
 
@@ -80,9 +91,9 @@ class PacedSource:
         """As the source that is paced has it."""
         return self._source.lag()
 
-    def commit(self, offsets: Mapping[LaneId, int]) -> None:
+    def commit(self, positions: Mapping[LaneId, Position]) -> None:
         """Commit to the source below."""
-        self._source.commit(offsets)
+        self._source.commit(positions)
 
     def close(self) -> None:
         """Close the source below."""

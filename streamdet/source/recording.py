@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from streamdet.errors import RecordingError
-from streamdet.events import Batch, LaneId, Records
+from streamdet.events import Batch, LaneId, Position, Records
 from streamdet.source.formats import ROW_LANE, Chunk, RecordingFile, describe, read
 
 
@@ -36,7 +36,7 @@ class RecordingSource:
         self._batch_max_events = batch_max_events
         spans = [span.lane for file in self._files for span in file.spans]
         self._next = dict.fromkeys(spans or [ROW_LANE], 0)
-        self._committed: dict[LaneId, int] = {}
+        self._committed: dict[LaneId, Position] = {}
         self._done_bytes = 0
         self._position = 0
         self._chunks = self._read()
@@ -74,6 +74,15 @@ class RecordingSource:
     def lanes(self) -> Set[LaneId]:
         """All lanes of the recording."""
         return self._next.keys()
+
+    @property
+    def leads(self) -> bool:
+        """Always: nobody else reads along."""
+        return True
+
+    def topic_id(self, topic: str) -> str:  # noqa: ARG002 - a file is what it is
+        """Empty: a recording does not tell."""
+        return ""
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -121,17 +130,17 @@ class RecordingSource:
             if not len(self._pending):
                 self._load()
 
-    def committed(self, lane: LaneId) -> int | None:
-        """The offset last committed by this object."""
+    def committed(self, lane: LaneId) -> Position | None:
+        """What was last committed to this object."""
         return self._committed.get(lane)
 
     def lag(self) -> Mapping[LaneId, int]:
         """Nothing: how many records lie ahead in a file is known only once they are read."""
         return {}
 
-    def commit(self, offsets: Mapping[LaneId, int]) -> None:
-        """Keep the offsets, in memory."""
-        self._committed.update(offsets)
+    def commit(self, positions: Mapping[LaneId, Position]) -> None:
+        """Keep the positions, in memory."""
+        self._committed.update(positions)
 
     def close(self) -> None:
         """Close the files; nothing more is read."""

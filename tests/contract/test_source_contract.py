@@ -23,7 +23,7 @@ from pyarrow import parquet
 
 from streamdet.clock import SystemClock
 from streamdet.config import parse
-from streamdet.events import Batch, LaneId
+from streamdet.events import Batch, LaneId, Position
 from streamdet.sink.recording import RecordingWriter
 from streamdet.source import Source
 from streamdet.source.formats import ROW_LANE, ROW_START_MS
@@ -297,19 +297,41 @@ def test_nothing_is_committed_but_by_commit(stream: Stream) -> None:
     taken(source, stream.count)
     assert [source.committed(lane) for lane in stream.records] == [None] * len(stream.records)
     lane = max(stream.records)
-    source.commit({lane: 5})
-    assert source.committed(lane) == 5
+    source.commit({lane: Position(5, "4:m1")})
+    assert source.committed(lane) == Position(5, "4:m1")
     source.commit({})
-    source.commit({lane: 7})
-    assert {ln: source.committed(ln) for ln in stream.records} == {**dict.fromkeys(stream.records), lane: 7}
+    source.commit({lane: Position(7)})  # the note goes with its offset
+    assert {ln: source.committed(ln) for ln in stream.records} == {
+        **dict.fromkeys(stream.records),
+        lane: Position(7),
+    }
 
 
 def test_a_commit_does_not_move_the_reading(stream: Stream) -> None:
     source = stream.source()
     first = taken(source, 3)
-    source.commit(dict.fromkeys(stream.records, 1))
+    source.commit(dict.fromkeys(stream.records, Position(1)))
     rest = taken(source, stream.count - 3)
     assert {ln: first.get(ln, []) + rest[ln] for ln in stream.records} == stream.records
+
+
+def test_a_poll_for_nothing_brings_nothing_and_loses_nothing(stream: Stream) -> None:
+    source = stream.source()
+    assert len(source.poll(0)) == 0
+    first = taken(source, 3)
+    for _ in range(5):
+        assert len(source.poll(0)) == 0
+    rest = taken(source, stream.count - 3)
+    assert {ln: first.get(ln, []) + rest[ln] for ln in stream.records} == stream.records
+
+
+def test_who_reads_alone_leads_and_a_topic_has_one_name(stream: Stream) -> None:
+    source = stream.source()
+    taken(source, stream.count)
+    assert source.leads
+    for lane in stream.records:
+        assert source.topic_id(lane.topic) == source.topic_id(lane.topic)
+        assert bool(source.topic_id(lane.topic)) is stream.endless
 
 
 def test_closing_twice_is_like_closing_once(stream: Stream) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from streamdet.events import LaneId
+from streamdet.events import LaneId, Position
 from streamdet.sink.recording import RecordingWriter
 from streamdet.source.formats import ROW_LANE
 from streamdet.source.paced import EARLY_MAX_S, WAIT_MAX_S, PacedSource
@@ -87,8 +87,8 @@ def test_seeking_loses_nothing_that_was_held_back(tmp_path: Path) -> None:
 def test_the_rest_is_the_source_s_own(tmp_path: Path) -> None:
     source = PacedSource(rows_source(tmp_path, 2), 1.0, StillClock())
     assert source.lanes == {ROW_LANE}
-    source.commit({ROW_LANE: 1})
-    assert source.committed(ROW_LANE) == 1
+    source.commit({ROW_LANE: Position(1)})
+    assert source.committed(ROW_LANE) == Position(1)
     source.poll(1)
     source.close()
     assert source.exhausted

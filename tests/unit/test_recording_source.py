@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamdet.errors import RecordingError
-from streamdet.events import LaneId
+from streamdet.events import LaneId, Position
 from streamdet.sink.recording import RecordingWriter
 from streamdet.source import Source
 from streamdet.source.formats import ROW_LANE
@@ -164,8 +164,8 @@ def test_recordings_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
 def test_commits_are_remembered(tmp_path: Path) -> None:
     source = RecordingSource([rows_file(tmp_path, "1.csv", 0, 3)])
     assert source.committed(ROW_LANE) is None
-    source.commit({ROW_LANE: 2})
-    assert source.committed(ROW_LANE) == 2
+    source.commit({ROW_LANE: Position(2, "a note")})
+    assert source.committed(ROW_LANE) == Position(2, "a note")
 
 
 def test_peeking_reads_nothing_away(tmp_path: Path) -> None:

@@ -1,158 +1,277 @@
-"""Checkpoints in a folder: each one file, atomic, digest-checked, safetensors and JSON only.
+"""Where bytes are kept by name: a folder of this machine, or whatever file system fsspec knows.
 
-A file is written under another name, forced to disk and renamed, so whatever carries a checkpoint's name is
-whole unless the disk itself failed; the digest finds that out too. Loading takes the newest one that is sound and
-says why it passed over others. Nothing in a checkpoint can run code.
+A name is whole or not there: a folder gets each file under another name first, forced to disk and renamed, and object
+stores show an object when all of it has come. Names are relative, with "/" between their parts.
 """
 
 import contextlib
 import fcntl
-import hashlib
-import json
-import logging
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+# Until the worker reads and writes by way of a shelf.
+from streamdet.checkpoint.folder import CheckpointFolder, read_checkpoint
+from streamdet.errors import CheckpointError, ConfigError
 
-from streamdet.errors import CheckpointError
-from streamdet.events import State
-
-log = logging.getLogger(__name__)
-
-FORMAT = "1"
-_SUFFIX = ".checkpoint.safetensors"
-# Files of other names are somebody else's: a copy that was put aside is neither loaded nor dropped.
-_NAME = re.compile(r"[0-9]{12}" + re.escape(_SUFFIX))
-# Under this key a nested value of a tree is an array of the file; its JSON value is the name there.
-_ARRAY = "$array"
-
-
-class CheckpointFolder:
-    """The checkpoints of one worker."""
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        self._folder = folder
-        self._keep = keep
-
-    def take(self) -> None:
-        """Keep other workers out of the folder for as long as this process lives.
-
-        Raises:
-            CheckpointError: another one has it, or it cannot be written to.
-        """
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # A bare descriptor, held until the process ends; the system then gives the lock back, even after a kill.
-            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"{self._folder} is in use by another worker: give each a checkpoint.url of its own"
-            ) from error
-        except OSError as error:
-            raise CheckpointError(f"cannot write to the checkpoint folder {self._folder}: {error}") from error
-
-    def save(self, state: State) -> Path:
-        """Write one more checkpoint and drop the oldest beyond those kept.
-
-        Raises:
-            CheckpointError: the folder cannot be written to; earlier checkpoints stay as they were.
-        """
-        arrays: dict[str, np.ndarray[Any, Any]] = {}
-        tree = json.dumps(_split(state, "", arrays), allow_nan=False)
-        metadata = {"format": FORMAT, "tree": tree, "sha256": _digest(tree, arrays)}
-        newest = self.files()[-1:]
-        number = int(newest[0].name.removesuffix(_SUFFIX)) + 1 if newest else 1
-        path = self._folder / f"{number:012d}{_SUFFIX}"
-        part = path.with_suffix(".part")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(save(arrays, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(path)
-            for old in self.files()[: -self._keep]:
-                old.unlink()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
-        return path
-
-    def load(self) -> State | None:
-        """The newest sound checkpoint, None if there is none at all.
-
-        Raises:
-            CheckpointError: there are checkpoints, and none of them is sound.
-        """
-        files = self.files()
-        for path in reversed(files):
-            try:
-                return read_checkpoint(path)
-            except CheckpointError as error:
-                log.warning("checkpoint refused: %s", error)
-        if files:
-            raise CheckpointError(
-                f"none of the {len(files)} checkpoints in {self._folder} can be used (see above): restore one from a "
-                "backup, or empty the folder to start cold"
-            )
-        return None
-
-    def files(self) -> list[Path]:
-        """All checkpoints, the oldest first."""
-        return sorted(path for path in self._folder.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name))
+__all__ = [
+    "CheckpointFolder", "FsspecStore", "LocalStore", "NotThereError", "Store", "open_store", "read_checkpoint",
+]  # fmt: skip
+_PART = re.compile(r".*\.part-\d+-\d+")
+# The worker lives without a store for a while, and says so; a thread that waits for minutes says nothing.
+_S3_WAITS = {
+    "connect_timeout": 5,
+    "read_timeout": 20,
+    "retries": {"mode": "standard", "total_max_attempts": 2},
+}
+_S3_ATTEMPTS = 2  # of s3fs, around those
 
 
-def read_checkpoint(path: Path) -> State:
-    """One checkpoint.
+class NotThereError(CheckpointError):
+    """The store has nothing of that name."""
+
+
+class Store(Protocol):
+    """Bytes by name. All methods raise CheckpointError where the store fails, with the url and the reason."""
+
+    url: str
+
+    def put(self, name: str, data: bytes | bytearray) -> None:
+        """Keep these bytes; whoever reads meanwhile finds what was there before, or all of them."""
+
+    def get(self, name: str) -> bytes:
+        """The bytes of that name; NotThereError if there is none."""
+
+    def size(self, name: str) -> int:
+        """Their number; NotThereError if there is none."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Whatever lies below that folder, sorted; nothing if there is no such folder. Never what is unfinished."""
+
+    def delete(self, name: str) -> None:
+        """Forget that name; it may be forgotten already."""
+
+    def create(self, name: str, data: bytes | bytearray) -> bool:
+        """Keep these bytes unless the name is taken; False if it is."""
+
+
+def open_store(url: str) -> Store:
+    """The store at a folder or a URL.
+
+    S3 and its like are reached as their tools reach them: by AWS_ACCESS_KEY_ID and the other variables of the AWS
+    command line or its profiles, a server that is not Amazon's by AWS_ENDPOINT_URL=http://host:port.
 
     Raises:
-        CheckpointError: the file is torn, tampered with, or of another format.
+        ConfigError: nothing is known that could read such a URL.
     """
+    scheme, colon, path = url.partition("://")
+    if not colon:
+        return LocalStore(url, Path(url))
+    if scheme == "file":
+        return LocalStore(url, Path(path))
+    from fsspec.core import url_to_fs
+
+    options = {"config_kwargs": _S3_WAITS} if scheme in {"s3", "s3a"} else {}
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is torn or no checkpoint: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {metadata.get('format')}, this version reads {FORMAT}")
-    tree = metadata.get("tree", "")
-    if metadata.get("sha256") != _digest(tree, arrays):
-        raise CheckpointError(f"{path} is not what was written: its digest differs")
-    state: State = _join(json.loads(tree), arrays)
-    return state
+        file_system, root = url_to_fs(url, **options)
+    except ImportError as error:
+        raise ConfigError(f"checkpoint.url {url} {_missing(scheme, error)}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"checkpoint.url {url} cannot be used: {error}; it is a folder, or a URL such as s3://bucket/path"
+        ) from error
+    if options:
+        file_system.retries = _S3_ATTEMPTS
+    return FsspecStore(url, file_system, root)
 
 
-def _split(node: object, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> object:
-    """The tree without its arrays, which are moved out under a number and the path to them."""
-    if isinstance(node, np.ndarray):
-        name = f"{len(arrays)}{path}"  # the path alone is not unique: keys may have slashes in them
-        arrays[name] = np.asarray(node, order="C")
-        return {_ARRAY: name}
-    if isinstance(node, Mapping):
-        return {key: _split(value, f"{path}/{key}", arrays) for key, value in node.items()}
-    return node
+def _missing(scheme: str, error: ImportError) -> str:
+    if scheme in {"s3", "s3a"}:
+        return "needs the s3 extra: pip install 'streamdet[s3]'"
+    return f"needs a package that is not installed: {error}"
 
 
-def _join(node: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:  # noqa: ANN401 - a tree
-    if isinstance(node, dict):
-        if _ARRAY in node:
-            return arrays[node[_ARRAY]]
-        return {key: _join(value, arrays) for key, value in node.items()}
-    return node
+def _checked(name: str) -> str:
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise CheckpointError(f"{name!r} is no name in a checkpoint store: it would lead out of it")
+    return name
 
 
-def _digest(tree: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    digest = hashlib.sha256(tree.encode())
-    for name in sorted(arrays):
-        digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.hexdigest()
+class LocalStore:
+    """A folder, which several workers of this machine may share."""
+
+    def __init__(self, url: str, root: Path) -> None:
+        self.url = url
+        self.root = root
+        self._numbers = itertools.count()
+        self._clear()
+
+    def put(self, name: str, data: bytes | bytearray) -> None:
+        """Write beside, force to disk, rename."""
+        with self._whole(name, data) as (part, path):
+            part.rename(path)
+
+    def create(self, name: str, data: bytes | bytearray) -> bool:
+        """Write beside, force to disk, link; a link, unlike a rename, replaces nothing."""
+        with self._whole(name, data) as (part, path):
+            try:
+                path.hardlink_to(part)
+            except FileExistsError:
+                return False
+        return True
+
+    def get(self, name: str) -> bytes:
+        """All of the file."""
+        with self._reading(name) as path:
+            return path.read_bytes()
+
+    def size(self, name: str) -> int:
+        """Bytes of the file."""
+        with self._reading(name) as path:
+            return path.stat().st_size
+
+    def names(self, prefix: str) -> list[str]:
+        """All files below the folder."""
+        return [name for name in self._files(prefix) if not _PART.fullmatch(name)]
+
+    def delete(self, name: str) -> None:
+        """Remove the file if it is there."""
+        path = self.root / _checked(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot delete the checkpoint {path}: {error}") from error
+
+    @contextlib.contextmanager
+    def _whole(self, name: str, data: bytes | bytearray) -> Iterator[tuple[Path, Path]]:
+        """The data on disk under a passing name, and the path where it belongs."""
+        path = self.root / _checked(name)
+        part = path.with_name(f"{path.name}.part-{os.getpid()}-{next(self._numbers)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("xb", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # while it is held, nobody takes this for a leftover
+                _write(file.fileno(), data)
+                os.fsync(file.fileno())
+                yield part, path
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        path = self.root / _checked(name)
+        try:
+            yield path
+        except FileNotFoundError as error:
+            raise NotThereError(f"there is no checkpoint {path}") from error
+        except OSError as error:
+            raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
+
+    def _files(self, prefix: str) -> list[str]:
+        folder = self.root / _checked(prefix.strip("/")) if prefix.strip("/") else self.root
+        found = []
+
+        def unreadable(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise CheckpointError(f"cannot list the checkpoints in {folder}: {error}") from error
+
+        for parent, _, files in os.walk(folder, onerror=unreadable):
+            found += [(Path(parent) / file).relative_to(self.root).as_posix() for file in files]
+        return sorted(found)
+
+    def _clear(self) -> None:
+        """Remove what writers that were killed left unfinished.
+
+        A writer holds a lock on its file, which the system frees with its process. The number in the name would not
+        tell: another container has the same ones.
+        """
+        for name in filter(_PART.fullmatch, self._files("")):
+            with contextlib.suppress(OSError), (self.root / name).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (self.root / name).unlink()
+
+
+def _write(descriptor: int, data: bytes | bytearray) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the folder's list of names to disk: a rename is not there for good before that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FsspecStore:
+    """A file system of fsspec's, below a root; several machines may share it."""
+
+    def __init__(self, url: str, file_system: Any, root: str) -> None:  # noqa: ANN401 - fsspec has no types
+        self.url = url
+        self._file_system = file_system
+        self._root = root.rstrip("/")
+
+    def put(self, name: str, data: bytes | bytearray) -> None:
+        """Write the object, which is there when all of it is."""
+        with self._saying(f"write {name}"):
+            self._file_system.pipe_file(self._path(name), bytes(data))
+
+    def create(self, name: str, data: bytes | bytearray) -> bool:
+        """Write the object unless it exists; where the file system has no such request, by looking first."""
+        with self._saying(f"create {name}"):
+            try:
+                self._file_system.pipe_file(self._path(name), bytes(data), mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def get(self, name: str) -> bytes:
+        """The whole object."""
+        with self._saying(f"read {name}"):
+            return bytes(self._file_system.cat_file(self._path(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes of the object."""
+        with self._saying(f"look at {name}"):
+            self._file_system.invalidate_cache()
+            return int(self._file_system.size(self._path(name)))
+
+    def names(self, prefix: str) -> list[str]:
+        """All objects below the folder."""
+        folder = self._path(prefix.strip("/")) if prefix.strip("/") else self._root
+        with self._saying(f"list {prefix}"):
+            self._file_system.invalidate_cache()  # other workers write there too
+            try:
+                found = self._file_system.find(folder)
+            except FileNotFoundError:
+                return []
+            return sorted(path.removeprefix(f"{self._root}/") for path in found)
+
+    def delete(self, name: str) -> None:
+        """Remove the object if it is there."""
+        with self._saying(f"delete {name}"), contextlib.suppress(FileNotFoundError):
+            self._file_system.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{_checked(name)}"
+
+    @contextlib.contextmanager
+    def _saying(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise NotThereError(f"cannot {doing} in {self.url}: it is not there") from error
+        except CheckpointError:
+            raise
+        except Exception as error:  # file systems raise what the libraries below them raise
+            raise CheckpointError(f"cannot {doing} in {self.url}: {type(error).__name__}: {error}") from error

@@ -59,6 +59,15 @@ POSITION_ERRORS: Final = (
     errors.OffsetOutOfRangeError,
 )
 TOO_LARGE_ERRORS: Final = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
+# What was refused, and what the user can do about it.
+REMEDIES: Final = (
+    (TOO_LARGE_ERRORS, "a record as too large", "raise the topic's max.message.bytes"),
+    (
+        errors.InvalidSessionTimeoutError,
+        "input.session_timeout_ms",
+        "choose it between the brokers' group.min.session.timeout.ms and group.max.session.timeout.ms",
+    ),
+)
 
 
 def never() -> bool:
@@ -124,11 +133,9 @@ def refusal(error: BaseException, kafka: Kafka) -> BrokerError | None:
         )
     if isinstance(error, errors.AuthorizationError) or "AuthorizationFailed" in str(error):
         return _forbidden(error, kafka)
-    if isinstance(error, TOO_LARGE_ERRORS):
-        return BrokerError(
-            f"Kafka at {servers} refused a record as too large: {text(error)}; "
-            "raise the topic's max.message.bytes"
-        )
+    for kinds, what, remedy in REMEDIES:
+        if isinstance(error, kinds):
+            return BrokerError(f"Kafka at {servers} refused {what}: {text(error)}; {remedy}")
     if isinstance(error, (errors.RetriableError, OSError, *PASSING_ERRORS)):
         return None
     return BrokerError(f"Kafka at {servers} refused a request: {text(error)}")

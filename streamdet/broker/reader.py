@@ -12,8 +12,10 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
 from kafka.structs import MemberState, TopicPartition
 
 from streamdet.broker.client import POSITION_ERRORS, SLICE_S, Clients, Outage, arguments, text
+from streamdet.broker.membership import fenced, leave_on_close, name_taken
 from streamdet.clock import Clock
 from streamdet.config import Kafka
+from streamdet.errors import BrokerError
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ CALL_MS: Final = 5_000
 CALL_AWAY_MS: Final = 400
 # What it may take once a broker that is connected has not answered in that time.
 CALL_SLOW_MS: Final = 30_000
+# What a call may take whose answer can wait.
+GLANCE_MS: Final = 500
 # Poll without a connected broker for this long: the broker counts as away. Reconnecting takes less.
 UNREACHED_S: Final = 1.0
 # A rebalance waits for all members. kafka-python throws its result away and joins anew, which makes the others join
@@ -63,9 +67,24 @@ class Reader:
 
     It never commits by itself, never creates a topic, and sees committed transactions only. Positions that are
     missing or out of range are the caller's to settle: `poll` and `call` let `POSITION_ERRORS` through.
+
+    Args:
+        kafka: the cluster.
+        outage: waits.
+        clock: for waits.
+        stays: whether a static member keeps its place when it is closed, until the session timeout.
+        options: more of kafka-python's.
     """
 
-    def __init__(self, kafka: Kafka, outage: Outage, clock: Clock, **options: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        kafka: Kafka,
+        outage: Outage,
+        clock: Clock,
+        *,
+        stays: bool = False,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         given = {
             **arguments(kafka),
             "enable_auto_commit": False,
@@ -77,12 +96,15 @@ class Reader:
             **options,
         }
         clients = Clients()
+        self._kafka = kafka
         self._outage = outage
         self._clock = clock
         self.consumer = outage.persist(lambda: clients.build(KafkaConsumer, given))
         self._network = clients.made[-1]
         self._unreached_s: float | None = None
-        self._grouped = options.get("group_id") is not None
+        self._group_id: str | None = options.get("group_id")
+        self._name: str | None = options.get("group_instance_id")
+        self._stays = stays
         self._settled = True
 
     @property
@@ -99,7 +121,7 @@ class Reader:
         """What `KafkaConsumer.poll` gives; blocks for at most a quarter of a second, or a second in a rebalance.
 
         Raises:
-            BrokerError: Kafka refused.
+            BrokerError: Kafka refused, or another member of the group uses this one's name.
             BrokerUnavailableError: a stop was requested while waiting after an error.
         """
         # Not asked for each poll, but after one that brought nothing: a rebalance brings nothing.
@@ -110,10 +132,14 @@ class Reader:
             )
         except POSITION_ERRORS:
             raise
+        except errors.FencedInstanceIdError as error:
+            raise self._name_taken() from error
         except (errors.KafkaError, OSError) as error:
             self._outage.failed(error)
             self._outage.pause()
             return {}
+        if self._name is not None and fenced(self.consumer):
+            raise self._name_taken()
         if polled:
             self._settled = True
             self._unreached_s = None
@@ -125,7 +151,9 @@ class Reader:
     def _watch(self) -> None:
         """Find out whether an empty poll means a quiet topic or a broker that is away: poll itself tells neither."""
         reached = self.reached
-        joining = self._grouped and self.consumer.group_metadata().state == MemberState.REBALANCING
+        joining = (
+            self._group_id is not None and self.consumer.group_metadata().state == MemberState.REBALANCING
+        )
         self._settled = not (reached and joining)
         if reached:
             self._unreached_s = None
@@ -154,17 +182,46 @@ class Reader:
                 raise
             # Kafka is there, only slow: it may wait for other members of the group to join.
             return attempt(CALL_SLOW_MS)
+        except errors.FencedInstanceIdError as error:
+            raise self._name_taken() from error
 
-    def learn(self, partitions: Set[TopicPartition]) -> None:
-        """Know these partitions before joining a group.
+    def _name_taken(self) -> BrokerError:
+        return name_taken(self._kafka, str(self._group_id), str(self._name))
+
+    def glance(self, attempt: Callable[[int], T]) -> T | None:
+        """The result of such a call if Kafka gives it at once, else None: for what is good to know, and can wait."""
+        if not self.reached:
+            return None
+        try:
+            return attempt(GLANCE_MS)
+        except (errors.KafkaError, OSError) as error:
+            log.debug("kafka glance reason=%s", text(error))
+            return None
+
+    def learn(self, partitions: Set[TopicPartition]) -> dict[TopicPartition, int]:
+        """Know these partitions before joining a group; gives their ends.
 
         kafka-python joins at once, and a leader that has no metadata yet assigns nothing to anybody: the group would
         be complete, and idle until the next rebalance.
         """
-        self.call(lambda ms: self.consumer.end_offsets(list(partitions), timeout_ms=ms))
+        ends: dict[TopicPartition, int] = self.call(
+            lambda ms: self.consumer.end_offsets(list(partitions), timeout_ms=ms)
+        )
+        return ends
+
+    def partitions(self, topic: str) -> set[TopicPartition]:
+        """The partitions of a topic, as of the newest metadata; none where it is not there."""
+        return {TopicPartition(topic, p) for p in self._network.cluster.partitions_for_topic(topic) or ()}
+
+    def topic_id(self, topic: str) -> str:
+        """What tells a topic from a later one of the same name; empty where it is not there or Kafka is too old."""
+        known = self._network.cluster.topic_id(topic)
+        return known.hex if known is not None and known.int else ""
 
     def close(self) -> None:
-        """Leave the group at once; without a broker, give up."""
+        """Leave the group at once, but for a static member that stays; without a broker, give up."""
+        if self._name is not None and not self._stays:
+            leave_on_close(self.consumer)
         try:
             self.consumer.close(autocommit=False, timeout_ms=1_000 if self.reached else 100)
         except (errors.KafkaError, OSError) as error:

@@ -1,19 +1,20 @@
 """Records from Kafka topics, as a member of a consumer group.
 
 Guarantees: records of a lane come in offset order; a lane is in `lanes` before its first record is returned, and a
-lane that was taken away and given back between two polls is missing from `lanes` for at least one poll, so that
-whoever keeps state per lane sees every change of hands; nothing is committed but by `commit`; a broker that is away
-is waited for. Not guaranteed: that a record comes only once. After a crash, or when a lane changes hands, reading
-goes on at the committed offset.
+lane that was taken away and given back between two polls, or whose topic was made anew, is missing from `lanes` for
+at least one poll, so that whoever keeps state per lane sees every change of hands; records that are gone unread are
+told of and counted; nothing is committed but by `commit`; a broker that is away is waited for; a worker whose name
+another one has taken ends. Not guaranteed: that a record comes only once. After a crash, or when a lane changes hands,
+reading goes on at the committed offset.
 """
 
-import logging
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-from kafka import OffsetAndMetadata, errors
+from kafka import errors
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import TopicPartition
@@ -26,25 +27,13 @@ from streamdet.broker.client import (
     never,
     topics_of,
 )
-from streamdet.broker.reader import Reader, Revocations
+from streamdet.broker.reader import Reader
 from streamdet.clock import Clock
 from streamdet.config import Settings
-from streamdet.events import Batch, LaneId, Records
-
-log = logging.getLogger(__name__)
-
-# How long the group waits for a worker that was killed. Heartbeats come from a thread of their own but need the
-# interpreter for a moment: a long compilation or garbage collection must fit in here.
-SESSION_TIMEOUT_MS: Final = 20_000
-
-# The group has moved on without this worker: the records will be judged again by whoever has the lane now.
-REBALANCED_ERRORS: Final = (
-    errors.CommitFailedError,
-    errors.FencedInstanceIdError,
-    errors.IllegalGenerationError,
-    errors.RebalanceInProgressError,
-    errors.UnknownMemberIdError,
-)
+from streamdet.events import Batch, LaneId, Position, Records
+from streamdet.source.kafka_group import Group
+from streamdet.source.kafka_leading import Leading
+from streamdet.source.kafka_positions import METADATA_MAX_AGE_MS, Positions
 
 # By index, as a pass over the records then runs in C: 0.07 us a record, where poll itself takes 5 and more.
 _OFFSET, _TIMESTAMP, _KEY, _VALUE = (
@@ -59,6 +48,8 @@ class KafkaSource:
         settings: where, what and how much to read.
         clock: for waits.
         stopped: asked during every wait; once it is true, waits end within half a second.
+        instance: the name of this worker in the group; one that comes back under it finds its lanes as it left them.
+        stays: whether a worker with a name keeps its lanes when it is closed, until the session timeout.
 
     Raises:
         BrokerError: a topic does not exist, or Kafka refused the login or the access.
@@ -66,11 +57,18 @@ class KafkaSource:
         ConfigError: the security settings name a file that cannot be read.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, stopped: Stopped = never) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        stopped: Stopped = never,
+        *,
+        instance: str | None = None,
+        stays: bool = False,
+    ) -> None:
         kafka, given = settings.kafka, settings.input
         self._clock = clock
         self._stopped = stopped
-        self._start = given.start
         self._wait_s = given.batch.max_wait_ms / 1000
         self._batch_max_events = given.batch.max_events
         self._outage = Outage(kafka, clock, stopped, "source")
@@ -82,17 +80,24 @@ class KafkaSource:
             kafka,
             self._outage,
             clock,
+            stays=stays,
             group_id=given.group_id,
+            group_instance_id=instance,
             fetch_max_bytes=given.batch.max_bytes,
             max_partition_fetch_bytes=given.batch.max_bytes,
             partition_assignment_strategy=[CooperativeStickyAssignor],
-            session_timeout_ms=SESSION_TIMEOUT_MS,
+            session_timeout_ms=given.session_timeout_ms,
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
         )
         self._consumer = self._reader.consumer
-        self._revoked = Revocations()
-        self._consumer.subscribe(list(given.topics), listener=self._revoked)
-        self._reader.learn({TopicPartition(t, p) for t, count in found.items() for p in range(count)})
-        self._lanes: frozenset[LaneId] = frozenset()
+        try:
+            self._group = Group(self._reader, given.topics)
+            ends = self._reader.learn({TopicPartition(t, p) for t, n in found.items() for p in range(n)})
+        except BaseException:
+            self._reader.close()
+            raise
+        self._leading = Leading(self._reader, clock, ends)
+        self._positions = Positions(self._reader, self._group, given)
         self._next: dict[LaneId, int] = {}
 
     @property
@@ -103,19 +108,35 @@ class KafkaSource:
     @property
     def lanes(self) -> Set[LaneId]:
         """The lanes that are this worker's, as of the last poll."""
-        return self._lanes
+        return self._group.lanes
+
+    @property
+    def leads(self) -> bool:
+        """Whether the lowest lane that has ever had a record is this worker's, as of the last poll."""
+        return self._leading.among(self._group.lanes)
+
+    @property
+    def lost(self) -> Counter[LaneId]:
+        """How many records of a lane were gone before they were read."""
+        return self._positions.losses.counts
+
+    def topic_id(self, topic: str) -> str:
+        """Kafka's own identifier of the topic being read, in hex; empty if Kafka is too old to have one."""
+        return self._positions.topic_id(topic)
 
     def poll(self, max_events: int) -> Batch:
         """At most `max_events` records; empty when none came in time, lanes changed, or a stop was requested.
 
+        For 0 records it waits as long, and keeps the place in the group: a rebalance goes on, and lanes change.
+
         Raises:
-            BrokerError: Kafka refused.
+            BrokerError: Kafka refused, another worker has taken this one's name, or records were lost that may not be.
         """
         end_s = self._clock.monotonic_s() + self._wait_s
         wanted = min(max_events, self._batch_max_events)
         while not self._stopped():
             left_s = end_s - self._clock.monotonic_s()
-            polled = self._read(left_s, wanted)
+            polled = self._read(left_s, wanted) if wanted else self._keep_place(left_s)
             changed = self._update_lanes(polled)
             if polled or changed or left_s <= SLICE_S:
                 return self._batch(polled)
@@ -125,64 +146,40 @@ class KafkaSource:
         try:
             return self._reader.poll(wait_s, records_max)
         except errors.NoOffsetForPartitionError as error:
-            self._begin(error.args[0])
+            self._positions.begin(error.args[0])
         except errors.OffsetOutOfRangeError as error:
-            self._resume({tp: at for tp, at in error.args[0].items() if tp in self._consumer.assignment()})
+            self._positions.resume(error.args[0])
         except errors.LogTruncationError as error:
-            self._resume({tp: at and at.offset for tp, at in error.divergent_offsets.items()}, keep=True)
+            self._positions.cut_back(error.divergent_offsets)
         return {}
 
-    def _begin(self, partitions: Set[TopicPartition]) -> None:
-        """Start where the settings say, as the group has committed nothing yet."""
-        starts = self._edge(partitions, at_end=self._start == "latest")
-        for tp, offset in starts.items():
-            log.info("lane starts lane=%s start=%s offset=%d", LaneId(*tp), self._start, offset)
-            self._consumer.seek(tp, offset)
-        if self._start == "latest":
-            # Else a worker that dies before its first commit would begin at a later end, and lose what lies between.
-            self._commit(starts)
-
-    def _resume(self, positions: Mapping[TopicPartition, int | None], *, keep: bool = False) -> None:
-        """Go on after records that are gone: deleted, or lost with the broker that led the partition.
-
-        At the first record that Kafka still has, whatever `start` says, so that none of those is passed over; or, to
-        `keep` the positions, at these where there are such.
-        """
-        for tp, first in self._edge(positions.keys(), at_end=False).items():
-            wanted = positions[tp]
-            offset = max(first, wanted) if keep and wanted is not None else first
-            log.warning(
-                "records are gone lane=%s wanted_offset=%s continues_at=%d: retention deleted them before they were "
-                "read, or the topic was made anew",
-                LaneId(*tp),
-                wanted,
-                offset,
-            )
-            self._consumer.seek(tp, offset)
-
-    def _edge(self, partitions: Set[TopicPartition], *, at_end: bool) -> dict[TopicPartition, int]:
-        ask = self._consumer.end_offsets if at_end else self._consumer.beginning_offsets
-        edges: dict[TopicPartition, int] = self._reader.call(lambda ms: ask(list(partitions), timeout_ms=ms))
-        assigned = self._consumer.assignment()
-        return {tp: offset for tp, offset in edges.items() if tp in assigned}
+    def _keep_place(self, wait_s: float) -> dict[TopicPartition, list[Any]]:
+        """Poll with all lanes paused: what has been fetched of them is kept, and is there once they are resumed."""
+        held = self._consumer.assignment()
+        self._consumer.pause(*held)
+        try:
+            polled = self._read(wait_s, 1)
+        finally:
+            self._consumer.resume(*held & self._consumer.assignment())
+        self._put_back(polled)  # of lanes that came with this very poll
+        return {}
 
     def _update_lanes(self, polled: dict[TopicPartition, list[Any]]) -> bool:
         """Take over the assignment; records of lanes that nobody knows of yet go back and come again."""
-        lost = self._revoked.take()
-        assigned = self._consumer.assignment()
-        if not lost and assigned == self._lanes:  # both are sets of (topic, partition)
-            return False
-        lanes = frozenset(LaneId(*tp) for tp in assigned - lost)
-        for tp in [tp for tp in polled if LaneId(*tp) not in lanes or LaneId(*tp) not in self._lanes]:
-            records = polled.pop(tp)
-            if tp in assigned:
-                self._consumer.seek(tp, records[0].offset)
-        for lane in self._lanes ^ lanes:
-            self._next.pop(lane, None)
-        gained, gone = _names(lanes - self._lanes), _names(self._lanes - lanes)
-        log.info("lanes changed gained=%s lost=%s count=%d", gained, gone, len(lanes))
-        self._lanes = lanes
-        return True
+        before = self._group.lanes
+        self._leading.forget(self._positions.follow_topics())
+        changed = self._group.update()
+        if changed:
+            lanes = self._group.lanes
+            self._put_back({tp: polled.pop(tp) for tp in [*polled] if tp not in lanes & before})
+            for lane in before ^ lanes:
+                self._next.pop(lane, None)
+        self._leading.look(at_once=changed)
+        return changed
+
+    def _put_back(self, polled: Mapping[TopicPartition, list[Any]]) -> None:
+        for tp in polled.keys() & self._consumer.assignment():
+            self._consumer.seek(tp, polled[tp][0].offset)
 
     def _batch(self, polled: Mapping[TopicPartition, list[Any]]) -> Batch:
         parts = [_records(LaneId(*tp), records) for tp, records in polled.items()]
@@ -222,48 +219,34 @@ class KafkaSource:
             self._consumer.seek(tp, offset)
             self._next[lane] = offset
 
-    def committed(self, lane: LaneId) -> int | None:
-        """The offset that the group has committed for the lane, None where it has none.
+    def committed(self, lane: LaneId) -> Position | None:
+        """What the group has committed for the lane, None where it has nothing.
 
         Raises:
             BrokerError: Kafka refused.
             BrokerUnavailableError: a stop was requested while waiting for Kafka.
         """
-        tp = TopicPartition(*lane)
-        offset: int | None = self._reader.call(lambda ms: self._consumer.committed(tp, timeout_ms=ms))
-        return offset
+        return self._group.committed(lane)
 
-    def commit(self, offsets: Mapping[LaneId, int]) -> None:
-        """Make these the offsets from which the group goes on; waits for Kafka.
+    def membership(self, lanes: Iterable[LaneId]) -> tuple[Any, frozenset[LaneId]]:
+        """For `send_offsets_to_transaction`: the group's metadata, and which of the lanes may be committed with them.
+
+        Whatever happens to the group from here on, Kafka refuses the commit before it lets another worker have one of
+        these lanes.
+        """
+        return self._group.membership(lanes)
+
+    def commit(self, positions: Mapping[LaneId, Position]) -> None:
+        """Make these the positions from which the group goes on; waits for Kafka.
 
         Lanes that have changed hands are left out, and a commit that comes after a rebalance is dropped: whoever
         has the lane now goes on from the last commit that counted.
 
         Raises:
-            BrokerError: Kafka refused.
+            BrokerError: Kafka refused, or another worker has taken the name of this one.
             BrokerUnavailableError: a stop was requested while waiting for Kafka.
         """
-        # Kafka would take an offset for any lane from any member of the group, and set back whoever has it now.
-        mine = self._consumer.assignment() - self._revoked.seen()
-        gone = [lane for lane in offsets if TopicPartition(*lane) not in mine]
-        if gone:
-            log.info("commit dropped lanes=%s reason=no longer this worker's", _names(gone))
-        self._commit({TopicPartition(*ln): at for ln, at in offsets.items() if ln not in gone})
-
-    def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        if not offsets:
-            return
-        told = {tp: OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
-        try:
-            self._reader.call(lambda ms: self._try_commit(told, ms))
-        except _RebalancedError as error:
-            log.info("commit dropped lanes=%s reason=%s", _names(LaneId(*tp) for tp in told), error)
-
-    def _try_commit(self, told: Mapping[TopicPartition, OffsetAndMetadata], timeout_ms: int) -> None:
-        try:
-            self._consumer.commit(told, timeout_ms=timeout_ms)
-        except REBALANCED_ERRORS as error:
-            raise _RebalancedError(str(error)) from error
+        self._group.commit(positions)
 
     def lag(self) -> dict[LaneId, int]:
         """Records that lie ahead in each lane, as of the last fetch; lanes not yet fetched are left out.
@@ -271,7 +254,7 @@ class KafkaSource:
         The ends of transactions count as records.
         """
         ahead = {}
-        for lane in self._lanes & self._next.keys():
+        for lane in self._group.lanes & self._next.keys():
             tp = TopicPartition(*lane)
             end = self._consumer.highwater(tp) if tp in self._consumer.assignment() else None
             if end is not None:
@@ -279,12 +262,8 @@ class KafkaSource:
         return ahead
 
     def close(self) -> None:
-        """Leave the group, so that its other workers take over at once; nothing is committed."""
+        """Leave the group, so that its other workers take over at once, unless this one stays; nothing is committed."""
         self._reader.close()
-
-
-class _RebalancedError(Exception):
-    """A commit came too late; not an error of Kafka's that waiting would mend."""
 
 
 def _records(lane: LaneId, records: Sequence[Any]) -> Records:
@@ -301,7 +280,3 @@ def _records(lane: LaneId, records: Sequence[Any]) -> Records:
         keys=list(map(_KEY, records)),
         values=list(map(_VALUE, records)),
     )
-
-
-def _names(lanes: Any) -> str:  # noqa: ANN401
-    return ",".join(sorted(map(str, lanes))) or "-"

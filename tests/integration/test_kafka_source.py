@@ -17,7 +17,7 @@ from kafka_local import Kafka
 from streamdet.clock import SystemClock
 from streamdet.config import Settings, parse
 from streamdet.errors import BrokerError, BrokerUnavailableError
-from streamdet.events import Batch, LaneId, Records
+from streamdet.events import Batch, LaneId, Position, Records
 from streamdet.source.kafka import KafkaSource
 
 pytestmark = pytest.mark.integration
@@ -180,8 +180,8 @@ def test_a_group_goes_on_where_it_committed(kafka: Kafka, topic: str, sources: S
     first = sources(given)
     read(first, 6, max_events=3)
     assert first.committed(lane) is None
-    first.commit({lane: 6})
-    assert first.committed(lane) == 6
+    first.commit({lane: Position(6)})
+    assert first.committed(lane) == Position(6)
     first.close()
     assert values_of(read(sources(given), 4)) == numbered(4, start=6)
 
@@ -205,7 +205,7 @@ def test_latest_begins_at_the_end_and_keeps_that_place(kafka: Kafka, topic: str,
     given, lane = settings(kafka.bootstrap_servers, topic, start="latest"), LaneId(topic, 0)
     first = sources(given)
     until(lambda: len(first.poll(10)) == 0 and lane in first.lanes, "an assignment")
-    until(lambda: len(first.poll(10)) == 0 and first.committed(lane) == 5, "a place")
+    until(lambda: len(first.poll(10)) == 0 and first.committed(lane) == Position(5), "a place")
     first.close()  # before its first commit: what comes now must not be lost
     write(kafka.bootstrap_servers, topic, numbered(2, start=5))
     assert values_of(read(sources(given), 2)) == numbered(2, start=5)
@@ -265,7 +265,7 @@ def test_two_workers_share_a_topic_and_nothing_is_left_out(
     for partition in range(4):
         write(kafka.bootstrap_servers, topic, numbered(5), partition)
     read(first, 20)
-    first.commit(dict.fromkeys(lanes, 2))
+    first.commit(dict.fromkeys(lanes, Position(2)))
 
     seen: dict[LaneId, list[bytes | None]] = {}
 
@@ -303,15 +303,15 @@ def test_a_commit_for_a_lane_that_moved_on_does_not_set_it_back(
     def both_commit() -> bool:
         done = shared(first, second)
         # Of the lane that has moved too; while a rebalance is under way none counts.
-        first.commit({LaneId(topic, 0): 1, LaneId(topic, 1): 1})
+        first.commit({LaneId(topic, 0): Position(1), LaneId(topic, 1): Position(1)})
         return done and sorted(committed().values()) == [1, 4]
 
     with caplog.at_level(logging.INFO, "streamdet"):
-        with polled(second, lambda _: second.commit(dict.fromkeys(second.lanes, 4))):
+        with polled(second, lambda _: second.commit(dict.fromkeys(second.lanes, Position(4)))):
             until(both_commit, "a lane and a commit each")
         (moved,) = second.lanes
         assert f"commit dropped lanes={moved} reason=no longer this worker's" in caplog.text
-    first.commit({moved: 1})
+    first.commit({moved: Position(1)})
     assert committed()[moved.partition] == 4
 
 
@@ -322,13 +322,13 @@ def test_a_committed_offset_that_is_gone_is_told_loudly(
     given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
     first = sources(given)
     read(first, 10)
-    first.commit({lane: 3})
+    first.commit({lane: Position(3)})
     first.close()
     kafka_admin.delete_records({TopicPartition(topic, 0): 6})
     with caplog.at_level(logging.WARNING, "streamdet"):
         parts = read(sources(given), 4)
     assert values_of(parts) == numbered(4, start=6)
-    assert f"records are gone lane={lane} wanted_offset=3 continues_at=6" in caplog.text
+    assert f"records lost lane={lane} wanted_offset=3 continues_at=6 lost=3" in caplog.text
 
 
 def test_a_topic_that_is_deleted_meanwhile_is_not_created_anew(
@@ -367,7 +367,7 @@ def test_a_broker_that_is_away_is_waited_for_and_told_of_once(
     assert messages(caplog, "away") == messages(caplog, "back") == 1
     write(own_kafka.bootstrap_servers, topic, numbered(3))
     read(source, 3)
-    source.commit({lane: 3})
+    source.commit({lane: Position(3)})
 
     # Away in the middle: polls are empty, and a stop ends the wait of a commit.
     own_kafka.stop()
@@ -375,7 +375,7 @@ def test_a_broker_that_is_away_is_waited_for_and_told_of_once(
     stop.set()
     began_s = time.monotonic()
     with pytest.raises(BrokerUnavailableError):
-        source.commit({lane: 3})
+        source.commit({lane: Position(3)})
     with pytest.raises(BrokerUnavailableError):
         KafkaSource(given, SystemClock(), stop.is_set)
     assert time.monotonic() - began_s < 2
@@ -385,8 +385,8 @@ def test_a_broker_that_is_away_is_waited_for_and_told_of_once(
     own_kafka.start()
     write(own_kafka.bootstrap_servers, topic, numbered(2, start=3))
     assert values_of(read(source, 2)) == numbered(2, start=3)
-    source.commit({lane: 5})
-    assert source.committed(lane) == 5
+    source.commit({lane: Position(5)})
+    assert source.committed(lane) == Position(5)
     # The constructor that was stopped in between has told of its own.
     assert messages(caplog, "away") == 3
     assert messages(caplog, "back") == 2

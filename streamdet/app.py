@@ -6,11 +6,15 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from streamdet import __version__
-from streamdet.checkpoint.store import CheckpointFolder
+from streamdet.checkpoint.background import Background
+from streamdet.checkpoint.names import take_name
+from streamdet.checkpoint.shelf import Shelf
+from streamdet.checkpoint.store import open_store
 from streamdet.clock import Clock, SystemClock
 from streamdet.codec.columns import Codec
 from streamdet.codec.csv import CsvCodec
@@ -18,15 +22,21 @@ from streamdet.codec.decoder import Decoder
 from streamdet.codec.infer import SAMPLE, infer_schema
 from streamdet.codec.json import JsonCodec, parse_object
 from streamdet.config import Input, Settings
+from streamdet.delivery import Delivery
+from streamdet.delivery.at_least_once import AtLeastOnce
 from streamdet.errors import ConfigError
 from streamdet.evaluate.labels import CsvLabels, JsonLabels
 from streamdet.evaluate.outcome import Outcome
 from streamdet.evaluate.scores import ScoresWriter
 from streamdet.events import LaneId, Records, Schema, State
+from streamdet.keeping import Keeper
+from streamdet.lanes import Lanes
 from streamdet.learn.learner import Learner
 from streamdet.models.device import choose_device
+from streamdet.releases import Releases
+from streamdet.serve.health import Health
+from streamdet.serve.http import Server, serve
 from streamdet.serve.metrics import Metrics
-from streamdet.sink import Sink
 from streamdet.sink.jsonl import JsonLinesSink, WholeFile
 from streamdet.source import Source
 from streamdet.source.paced import PacedSource
@@ -45,11 +55,10 @@ def build(
     *,
     schema: Schema,
     source: Source,
-    sink: Sink,
+    delivery: Delivery,
     codec: Codec,
     clock: Clock,
-    saved: State | None = None,
-    checkpoint: CheckpointFolder | None = None,
+    shelf: Shelf | None = None,
     observers: Sequence[Observer] = (),
 ) -> Worker:
     """A worker over these parts, on the device of the settings.
@@ -65,17 +74,23 @@ def build(
     metrics.asked_rate.set(settings.limit.alert_rate)
     log.info("scoring device=%s features=%s", device, ",".join(schema.columns))
     reject = settings.input.unusable == "reject"
+    background = Background()
+    releases = Releases(shelf, background, schema.columns, device, clock)
     return Worker(
         settings=settings,
         schema=schema,
         source=source,
         decoder=Decoder(codec, schema, settings.input.max_record_bytes, reject_unusable=reject),
-        sink=sink,
-        learner=Learner(settings, schema.columns, device, clock),
+        delivery=delivery,
+        make_learner=lambda: Learner(settings, schema.columns, device, clock),
+        lanes=Lanes(settings, schema, source, shelf, releases, metrics),
+        releases=releases,
+        keeper=Keeper(shelf, background, settings.checkpoint, clock, metrics),
+        background=background,
         metrics=metrics,
+        health=Health(clock),
         clock=clock,
-        checkpoint=checkpoint,
-        saved=saved,
+        shelf=shelf,
         observers=observers,
     )
 
@@ -86,53 +101,71 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
     Raises:
         StreamdetError: whatever the user can mend.
     """
-    from streamdet.sink.kafka import KafkaSink
     from streamdet.source.kafka import KafkaSource
 
     stop = Signals()
     stop.install()
     log.info("starting version=%s kafka=%s", __version__, settings.kafka.bootstrap_servers)
     clock = SystemClock()
-    folder = CheckpointFolder(_folder(settings.checkpoint.url), settings.checkpoint.keep)
-    folder.take()
-    saved = folder.load()
+    store = open_store(settings.checkpoint.url)
+    shelf = Shelf(store, settings.input.group_id, settings.checkpoint.keep, clock)
+    name = settings.input.instance_id or take_name(store)
     compile_kernels()
     with ExitStack() as stack:
         observers: list[Observer] = []
         if scores is not None:
             writer = stack.enter_context(ScoresWriter(scores))
             observers.append(writer)
-        source = KafkaSource(settings, clock, lambda: stop.requested)
-        stack.callback(
-            source.close
-        )  # whatever comes: a worker that stays in the group unseen holds up the others
-        schema = _live_schema(settings, source, saved, stop)
+        stays = settings.input.instance_id is not None
+        source = KafkaSource(settings, clock, lambda: stop.requested, instance=name, stays=stays)
+        # Whatever comes: a worker that stays in the group unseen holds up the others.
+        stack.callback(source.close)
+        schema = _live_schema(settings, source, shelf, stop)
         if schema is None:  # stopped before the first record
             return
-        sink = KafkaSink(settings, clock, lambda: stop.requested)
-        stack.callback(sink.close)
+        delivery = _delivery(settings, source, name, clock, stop)
+        stack.callback(delivery.close)
         codec = JsonCodec(schema, reject_unusable=settings.input.unusable == "reject")
         worker = build(
             settings,
             schema=schema,
             source=source,
-            sink=sink,
+            delivery=delivery,
             codec=codec,
             clock=clock,
-            saved=saved,
-            checkpoint=folder,
+            shelf=shelf,
             observers=observers,
         )
         if settings.serve.http is not None:
-            _serve(worker.metrics, settings.serve.http)
+            stack.callback(_serve(worker, settings.serve.http).close)
         log.info(
-            "judging topics=%s group=%s alerts=%s", ",".join(settings.input.topics), settings.input.group_id,
-            settings.alerts_topic,
+            "judging topics=%s group=%s name=%s delivery=%s alerts=%s", ",".join(settings.input.topics),
+            settings.input.group_id, name or "-", settings.delivery, settings.alerts_topic,
         )  # fmt: skip
         run(worker, stop)
         if scores is not None:
             writer.keep()
-    log.info("stopped events=%d", worker.learner.seen)
+    log.info("stopped events=%d", worker.seen)
+
+
+def _delivery(
+    settings: Settings,
+    source: Any,  # noqa: ANN401 - a KafkaSource, which is imported where it is used
+    name: str | None,
+    clock: Clock,
+    stop: StopSignal,
+) -> Delivery:
+    from streamdet.delivery.exactly_once import ExactlyOnce
+    from streamdet.sink.kafka import KafkaSink
+    from streamdet.sink.kafka_transaction import KafkaTransactor
+
+    def stopped() -> bool:
+        return stop.requested
+
+    if settings.delivery == "at-least-once":
+        return AtLeastOnce(settings.commit, source, KafkaSink(settings, clock, stopped), clock)
+    transactor = KafkaTransactor(settings, name or uuid4().hex, clock, stopped)
+    return ExactlyOnce(settings.commit, source, transactor, clock, stopped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +215,15 @@ def replay(
         if watch is not None:
             observers.append(watch(recording))
         sink = outcome.beside(JsonLinesSink(*(None if w is None else w.file for w in whole)))
+        delivery = AtLeastOnce(settings.commit, source, sink, clock)
         worker = build(
-            settings, schema=schema, source=source, sink=sink, codec=codec, clock=clock, observers=observers
+            settings,
+            schema=schema,
+            source=source,
+            delivery=delivery,
+            codec=codec,
+            clock=clock,
+            observers=observers,
         )
         compile_kernels()
         started_s = clock.monotonic_s()
@@ -202,7 +242,7 @@ def replay(
         "metrics": asdict(outcome.quality()),
         "events_after_warmup": outcome.after_warmup,
         "anomalous_after_warmup": outcome.anomalous,
-        "model_versions": worker.learner.adopted_total,
+        "model_versions": worker.learner.adopted_total if worker.learner is not None else 0,
     }
     if what.report is not None:
         summary["report"] = str(outcome.write_report(what.report, summary))
@@ -250,32 +290,35 @@ def json_fields(values: Sequence[bytes]) -> list[Mapping[str, object]]:
 def _live_schema(
     settings: Settings,
     source: Any,  # noqa: ANN401
-    saved: State | None,
+    shelf: Shelf,
     stop: StopSignal,
 ) -> Schema | None:
-    """From the checkpoint, else from the configuration, else from the first records.
+    """What the group agreed on, else from the configuration, else from the first records.
 
     Raises:
-        ConfigError: the checkpoint is another stream's.
+        ConfigError: the checkpoints are another stream's.
     """
-    if saved is not None:
-        foreign = foreign_checkpoint(settings, saved)
-        if foreign is not None:
-            raise ConfigError(
-                f"the checkpoint in {settings.checkpoint.url} {foreign}: set another checkpoint.url, or empty the "
-                "folder to start cold"
-            )
-        kept = saved["schema"]
-        return Schema(kept["timestamp"], kept["entity"], tuple(kept["numeric"]), tuple(kept["categorical"]))
-    configured = _configured_schema(settings.input)
-    if configured is not None:
-        return configured
+    agreed = shelf.schema()
+    if agreed is None:
+        schema = _configured_schema(settings.input) or _inferred_schema(settings, source, stop)
+        if schema is None:
+            return None
+        agreed = shelf.agree_on_schema(schema.as_state())
+    foreign = foreign_schema(settings, agreed)
+    if foreign is not None:
+        raise ConfigError(
+            f"the checkpoints of group {settings.input.group_id!r} in {settings.checkpoint.url} {foreign}: set another "
+            "checkpoint.url or input.group_id, or empty the folder to start cold"
+        )
+    return Schema.from_state(agreed)
+
+
+def _inferred_schema(settings: Settings, source: Any, stop: StopSignal) -> Schema | None:  # noqa: ANN401
     log.info("no input.features configured: looking at the first records")
     fields: list[Mapping[str, object]] = []
     wanted = SAMPLE
-    while (
-        not fields and not stop.requested
-    ):  # a bad first record is a dead letter later, not a reason not to start
+    # A bad first record is a dead letter later, not a reason not to start.
+    while not fields and not stop.requested:
         values = source.peek(wanted, SAMPLE_WAIT_S)
         fields = json_fields(values)
         wanted += len(values)
@@ -290,11 +333,9 @@ def _live_schema(
     return schema
 
 
-def foreign_checkpoint(settings: Settings, saved: State) -> str | None:
-    """How a checkpoint is another stream's; None where it is this one's."""
-    given, schema = settings.input, saved["schema"]
-    if saved["group_id"] != given.group_id:
-        return f"is of group {saved['group_id']!r}, not {given.group_id!r}"
+def foreign_schema(settings: Settings, agreed: State) -> str | None:
+    """How an agreed schema is another stream's; None where it is this one's."""
+    given = settings.input
     configured: dict[str, object] = {"entity": given.entity}
     if given.timestamp is not None or given.features is not None:
         configured["timestamp"] = given.timestamp
@@ -302,8 +343,8 @@ def foreign_checkpoint(settings: Settings, saved: State) -> str | None:
         configured["numeric"] = list(given.features.numeric)
         configured["categorical"] = list(given.features.categorical)
     for name, value in configured.items():
-        if schema[name] != value:
-            return f"was made with {name} {schema[name]!r}, not {value!r}"
+        if agreed[name] != value:
+            return f"were made with {name} {agreed[name]!r}, not {value!r}"
     return None
 
 
@@ -362,16 +403,14 @@ def _labels(recording: RecordingSource, label: str) -> CsvLabels | JsonLabels:
 
 
 def _device_name(worker: Worker) -> str:
-    return "none" if worker.model is None else str(worker.model.device)
+    newest = worker.releases.newest
+    return "none" if newest is None else str(newest.version.device)
 
 
-def _folder(url: str) -> Path:
-    return Path(url.removeprefix("file://"))
-
-
-def _serve(metrics: Metrics, address: str) -> None:
+def _serve(worker: Worker, address: str) -> Server:
     try:
-        metrics.serve(address)
+        server = serve(address, worker.metrics, worker.health)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"serve.http: cannot listen on {address}: {error}") from error
     log.info("metrics at http://%s/metrics", address)
+    return server

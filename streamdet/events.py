@@ -30,6 +30,12 @@ class LaneId(NamedTuple):
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}"
 
+    @classmethod
+    def parse(cls, text: str) -> "LaneId":
+        """The lane that gave this text."""
+        topic, _, partition = text.rpartition("/")
+        return cls(topic, int(partition))
+
 
 class Position(NamedTuple):
     """Where a lane goes on, as the group has it."""
@@ -52,6 +58,20 @@ class Schema:
         """The features, in the order of a row."""
         return self.numeric + self.categorical
 
+    def as_state(self) -> State:
+        """What `from_state` takes back."""
+        return {
+            "timestamp": self.timestamp,
+            "entity": self.entity,
+            "numeric": list(self.numeric),
+            "categorical": list(self.categorical),
+        }
+
+    @classmethod
+    def from_state(cls, state: State) -> "Schema":
+        """The schema that gave this state."""
+        return cls(state["timestamp"], state["entity"], tuple(state["numeric"]), tuple(state["categorical"]))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:
@@ -71,6 +91,13 @@ class Records:
     def next_offset(self) -> int:
         """Where reading goes on after these records."""
         return int(self.offsets[-1]) + 1
+
+    def first(self, n: int) -> "Records":
+        """The first n of them."""
+        order = None if self.order is None else self.order[:n]
+        return Records(
+            self.lane, self.offsets[:n], self.timestamps_ms[:n], self.keys[:n], self.values[:n], order
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

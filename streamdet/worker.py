@@ -1,41 +1,47 @@
-"""The loop: judge every record; publish, then commit; learn only after judging.
+"""The loop: judge every record; make what it gave final; learn only after judging.
 
-Guarantees: every record polled ends as judged or as a dead letter; alerts and dead letters have arrived before the
-offsets behind them are committed; state changes at event counts alone. Not guaranteed here: that an alert is
-published only once. What was published after the last commit is published again after a crash, with the same ids.
+Guarantees: every record polled ends as judged or as a dead letter; alerts and dead letters are final no later than the
+offsets behind them (`streamdet.delivery`); a lane comes back from the newest checkpoint at or before its committed
+offset, and nothing below that offset is published; state changes at event counts and recorded offsets alone.
 """
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamdet.checkpoint.store import CheckpointFolder
+from streamdet.checkpoint.background import Background
+from streamdet.checkpoint.shelf import Shelf
 from streamdet.clock import Clock
 from streamdet.codec.decoder import Decoded, Decoder
 from streamdet.config import Settings
+from streamdet.counting import count, show
 from streamdet.decide import explain, judge
-from streamdet.errors import CheckpointError
-from streamdet.events import Alert, Batch, Floats, LaneId, Mode, Rows, Schema, State, Verdicts
-from streamdet.features.rows import Featured, LaneFeatures
+from streamdet.delivery import Delivery
+from streamdet.events import Alert, Batch, Floats, LaneId, Records, Rows, Schema, Verdicts
+from streamdet.features.rows import Featured
+from streamdet.keeping import Keeper
+from streamdet.lane import Lane
+from streamdet.lanes import Lanes
 from streamdet.learn.learner import Learner
-from streamdet.models.version import ModelVersion
+from streamdet.models.release import Release
+from streamdet.releases import Releases
+from streamdet.serve.health import Health
 from streamdet.serve.metrics import Metrics
-from streamdet.sink import Sink
 from streamdet.source import Source
-from streamdet.threshold.rolling import RollingLimits
 
 log = logging.getLogger(__name__)
 
-# Alerts are flushed with every batch; offsets may lag this far, as a commit costs a round trip.
-COMMIT_EVERY_S = 0.2
-# A lane that comes later than this after a start has been judged by somebody else meanwhile: what was saved of it
-# would set it back.
-SAVED_LANES_S = 60.0
+# Who does not train waits so long for a first model before it judges without one.
+FIRST_MODEL_S: Final = 10.0
+# A batch is bounded by the source; this is no bound.
+ANY: Final = 2**31
+# A checkpoint that failed is bad news once it has failed for so many intervals.
+FAILING_INTERVALS: Final = 3
 
 
 class StopSignal(Protocol):
@@ -44,28 +50,20 @@ class StopSignal(Protocol):
     requested: bool
 
 
-@dataclass(eq=False)
-class Lane:
-    """All that is kept for one topic-partition."""
-
-    features: LaneFeatures
-    limits: RollingLimits
-    # Records below were published before a restart: they are judged again, for the state, but not published.
-    published: int = 0
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """What became of one lane's share of a batch."""
 
     lane: LaneId
+    records: Records
     decoded: Decoded
     featured: Featured
     verdicts: Verdicts
+    release: Release | None  # that judged it
 
 
 class Observer(Protocol):
-    """Sees what was judged, after it was published: score files, reports, progress."""
+    """Sees what was judged: score files, reports, progress."""
 
     def judged(self, parts: Sequence[Part]) -> None:
         """One micro-batch."""
@@ -79,275 +77,188 @@ class Worker:
     schema: Schema
     source: Source
     decoder: Decoder
-    sink: Sink
-    learner: Learner
+    delivery: Delivery
+    make_learner: Callable[[], Learner]
+    lanes: Lanes
+    releases: Releases
+    keeper: Keeper
+    background: Background
     metrics: Metrics
+    health: Health
     clock: Clock
-    checkpoint: CheckpointFolder | None = None
-    saved: State | None = None
+    shelf: Shelf | None = None
     observers: Sequence[Observer] = ()
-    model: ModelVersion | None = None
-    lanes: dict[LaneId, Lane] = field(default_factory=dict)
-    _saved_lanes: dict[str, Any] = field(default_factory=dict)
-    _offsets: dict[LaneId, int] = field(default_factory=dict)
-    _processed: dict[LaneId, int] = field(default_factory=dict)
+    learner: Learner | None = None
+    _started_s: float = 0.0
     _full: set[LaneId] = field(default_factory=set)
-    _warm: bool = False
-    _committed_at_s: float = -math.inf
-    _saved_at_s: float = 0.0
-    _restored_at_s: float = 0.0
 
     def restore(self) -> None:
-        """Take back what was saved, or say that this is a cold start; begin the lanes that are known already."""
-        self._saved_at_s = self._restored_at_s = self.clock.monotonic_s()
-        if self.saved is None:
-            self.metrics.cold_starts.inc()
-            log.info(
-                "cold start: no checkpoint; no alerts in the first %d events", self.settings.learning.warmup
-            )
-        else:
-            self._take_back(self.saved)
-            self.saved = None
+        """Take up the newest model there is, and begin the lanes that are known already."""
+        self._started_s = self.clock.monotonic_s()
+        self.releases.look_now()
         # A recording knows its lanes before the first poll, which would read from its beginning.
-        self.follow()
+        self.follow(Batch(()))
 
-    def _take_back(self, state: State) -> None:
-        if "model" in state:
-            self.model = self.learner.load_model(state["model"])
-        self.learner.restore(state["learner"], self.model)
-        self._saved_lanes = dict(state["lanes"])
-        self._warm = self.learner.warm
-        log.info("restored events=%d lanes=%d", self.learner.seen, len(self._saved_lanes))
+    def room(self) -> int:
+        """How many records may be judged before something has to happen; 0: none, for the moment."""
+        if self.delivery.full:
+            return 0
+        if self.learner is not None:
+            return self.learner.room()
+        waited_s = self.clock.monotonic_s() - self._started_s
+        return 0 if self.releases.newest is None and waited_s < FIRST_MODEL_S else ANY
 
-    def follow(self) -> None:
-        """Begin the lanes that the group gave to this worker, and drop those that it took away."""
-        mine = self.source.lanes
-        if self._saved_lanes and self.clock.monotonic_s() - self._restored_at_s > SAVED_LANES_S:
-            log.info("forgot the saved state of %d lanes that other workers have", len(self._saved_lanes))
-            self._saved_lanes = {}
-        for lane in [known for known in self.lanes if known not in mine]:
-            del self.lanes[lane]
-            self._offsets.pop(lane, None)
-            self._processed.pop(lane, None)
-            self.metrics.drop_lane(lane)
-        for lane in sorted(mine - self.lanes.keys()):
-            self.lanes[lane] = self._begin(lane)
+    def follow(self, batch: Batch) -> Batch:
+        """Begin the lanes that the group gave to this worker, and drop those that it took away.
+
+        Returns the batch, shortened where it crosses an offset at which a lane has to change versions.
+        """
+        gone = self.lanes.gone
+        self.delivery.drop(gone)
+        for lane in gone:
+            self.lanes.drop(lane)
+            if self.learner is not None:
+                self.learner.forget(lane)
+        self._lead_or_follow()
+        for lane in self.lanes.come:
+            self.lanes.begin(lane, None if self.learner is None else self.learner.positions.get(lane))
+        self.lanes.adopt()
+        return self.lanes.shorten(batch)
 
     def judge(self, batch: Batch) -> list[Part]:
-        """Verdicts on a batch. One scoring launch for all of it; learns nothing."""
-        self._notice_rewinds(batch)
+        """Verdicts on a batch. One scoring launch for all lanes of one model version; learns nothing."""
         decoded = [self.decoder.decode(part) for part in batch.parts]
         featured = [self.lanes[d.events.lane].features.transform(d.events) for d in decoded]
-        raw = self._score([f.rows for f in featured])
-        alerting = self.learner.warm
-        parts, start = [], 0
-        for d, f in zip(decoded, featured, strict=True):
-            lane, n = d.events.lane, len(d.events)
-            limits = self.lanes[lane].limits
-            verdicts = judge(raw[start : start + n], f.slots, f.fresh, limits, alerting=alerting)
-            parts.append(Part(lane, d, f, verdicts))
-            start += n
+        raw = self._score(
+            [(self.lanes[d.events.lane], f.rows) for d, f in zip(decoded, featured, strict=True)]
+        )
+        parts = []
+        for records, d, f, scores in zip(batch.parts, decoded, featured, raw, strict=True):
+            lane = self.lanes[records.lane]
+            verdicts = judge(scores, f.slots, f.fresh, lane.limits, alerting=lane.alerting)
+            parts.append(Part(records.lane, records, d, f, verdicts, lane.release))
         return parts
 
-    def publish(self, batch: Batch, parts: Sequence[Part]) -> None:
-        """Alerts and dead letters out, flushed; then the offsets behind them."""
-        alerts = [alert for part in parts for alert in self._alerts(part)]
-        rejects = [r for p in parts for r in p.decoded.rejects if r.offset >= self.lanes[p.lane].published]
-        if alerts or rejects:
-            self.sink.publish(alerts, rejects)
-            self.sink.flush()
-        self._processed |= batch.next_offsets
-        for lane, offset in batch.next_offsets.items():
-            self._offsets[lane] = max(offset, self.lanes[lane].published)
-        if self.clock.monotonic_s() - self._committed_at_s >= COMMIT_EVERY_S:
-            self.commit()
-        self._count(batch, parts, alerts)
-        for observer in self.observers:
-            observer.judged(parts)
+    def publish(self, parts: Sequence[Part]) -> None:
+        """Hand over alerts, dead letters and offsets; they become final together, at the pace of commits."""
+        for part in parts:
+            lane = self.lanes[part.lane]
+            alerts = self._alerts(part)
+            rejects = [reject for reject in part.decoded.rejects if reject.offset >= lane.published]
+            lane.next_offset = part.records.next_offset
+            if lane.next_offset > lane.published:
+                self.delivery.hold(lane.id, alerts, rejects, lane.position, len(part.records))
+            count(self.metrics, lane, part.records, part.decoded, part.featured, part.verdicts, alerts)
+        self.delivery.turn()
+        if parts:
+            for observer in self.observers:
+                observer.judged(parts)
+        self._report()
 
     def learn(self, parts: Sequence[Part]) -> None:
         """Let the learner see what was judged, and change the model if its count has come."""
-        limits = [lane.limits.lane_limit for lane in self.lanes.values()]
-        limit = max((x for x in limits if not math.isnan(x)), default=math.nan)
-        self.learner.observe(_as_they_came(parts), self.model, limit)
-        if self.learner.warm and not self._warm:
-            self._warm = True
-            log.info("warm-up ended events=%d", self.learner.seen)
-        before, self.model = self.model, self.learner.adopt(self.model)
-        if before is not None and self.model is not None and self.model is not before:
-            held_out = self.learner.held_out()
-            old, new = before.score(held_out), self.model.score(held_out)
-            for lane in self.lanes.values():
-                lane.limits.rescale(old, new)
-
-    def _notice_rewinds(self, batch: Batch) -> None:
-        """A topic made anew begins at 0 again: what was published below belongs to the old one."""
-        for part in batch.parts:
-            expected = self._processed.get(part.lane, 0)
-            if part.offsets[0] < expected:
-                log.warning(
-                    "lane=%s went back from %d to %d: all of it counts as new",
-                    part.lane,
-                    expected,
-                    part.offsets[0],
-                )
-                self.lanes[part.lane].published = 0
-
-    def commit(self) -> None:
-        """Make the offsets of all that was published the group's."""
-        if self._offsets:
-            self.source.commit(self._offsets)
-            self._offsets = {}
-        self._committed_at_s = self.clock.monotonic_s()
+        if self.learner is not None:
+            limits = [lane.limits.lane_limit for lane in self.lanes.values()]
+            limit = max((x for x in limits if not math.isnan(x)), default=math.nan)
+            offsets = {part.lane: part.records.next_offset for part in parts}
+            behind = {lane: at for lane, at in offsets.items() if at < self.learner.positions.get(lane, 0)}
+            self.learner.observe(
+                _as_they_came([_unlearnt(part, self.learner.positions.get(part.lane, 0)) for part in parts]),
+                {lane: at for lane, at in offsets.items() if lane not in behind},
+                limit,
+            )
+            release = self.learner.adopt()
+            if release is not None:
+                self.releases.publish(release)
+        self.lanes.adopt()
 
     def save_if_due(self) -> None:
-        """Save a checkpoint when the time for it has come; a failure is said, counted, and tried again later."""
-        if self.checkpoint is None:
-            return
-        if self.clock.monotonic_s() - self._saved_at_s >= self.settings.checkpoint.every_s:
-            self.save()
+        """Save a checkpoint in the background when the time for it has come."""
+        if self.keeper.due and self.lanes:
+            commit = self.delivery.commit()
+            if commit is not None:
+                self.keeper.freeze(self.lanes, self.learner, commit)
+        self.keeper.turn(self.lanes, self.delivery.final)
+        failing_s = FAILING_INTERVALS * self.settings.checkpoint.every_s
+        since_s = self.keeper.failed_since_s
+        if since_s is None:
+            self.health.green("checkpoint")
+        elif self.clock.monotonic_s() - since_s > failing_s:
+            self.health.red("checkpoint", "no checkpoint could be saved for a while: see the log")
 
-    def save(self) -> None:
-        """Save a checkpoint of everything judged so far, once the offsets behind it are committed.
-
-        A restart cannot use one that is ahead of the committed offsets: what lies between would be missing from it.
-        """
-        self._saved_at_s = self.clock.monotonic_s()
-        if self.checkpoint is None:
-            return
-        self.commit()
-        try:
-            path = self.checkpoint.save(self.state())
-        except CheckpointError as error:
-            self.metrics.checkpoints.labels("failed").inc()
-            log.error("checkpoint failed: %s", error)  # noqa: TRY400 - the message says it all
-        else:
-            self.metrics.checkpoints.labels("saved").inc()
-            log.debug("checkpoint saved path=%s", path)
-
-    def state(self) -> State:
-        """Model, learner and lanes as one, with the offsets up to which they have seen everything."""
-        state: dict[str, Any] = {
-            "group_id": self.settings.input.group_id,
-            "schema": {
-                "timestamp": self.schema.timestamp,
-                "entity": self.schema.entity,
-                "numeric": list(self.schema.numeric),
-                "categorical": list(self.schema.categorical),
-            },
-            "learner": self.learner.state(),
-            "lanes": {
-                str(lane): {
-                    "next_offset": self._processed[lane],
-                    "features": kept.features.state(),
-                    "limits": kept.limits.state(),
-                }
-                for lane, kept in self.lanes.items()
-                if lane in self._processed
-            },
-        }
-        if self.model is not None:
-            state["model"] = self.learner.save_model(self.model)
-        return state
+    def finish(self) -> None:
+        """Make everything final, then save: what a clean stop leaves behind is not judged again."""
+        while (commit := self.delivery.commit()) is None or self.delivery.final < commit:
+            self.follow(self.source.poll(0))
+        self.keeper.finish(self.lanes, self.learner)
 
     def close(self) -> None:
-        """Leave the group and release everything; what was published has been committed before."""
-        self.learner.close()
-        self.sink.close()
+        """Leave the group and release everything."""
+        if self.learner is not None:
+            self.learner.close()
+        self.background.close()
+        self.delivery.close()
         self.source.close()
 
-    def _begin(self, lane: LaneId) -> Lane:
-        kept = Lane(
-            LaneFeatures(self.schema, self.settings.input.max_entities), RollingLimits(self.settings.limit)
-        )
-        committed = self.source.committed(lane)
-        saved = self._saved_lanes.pop(str(lane), None)
-        if saved is None:
-            if self._warm:
-                log.info("lane=%s starts without state: no alerts before it has a limit of its own", lane)
-            return kept
-        if committed is not None and saved["next_offset"] > committed:
-            log.warning(
-                "lane=%s starts cold: its checkpoint is at offset %d, ahead of the committed %d",
-                lane,
-                saved["next_offset"],
-                committed,
-            )
-            return kept
-        entities = len(saved["features"]["entities"]["names"])
-        if entities > self.settings.input.max_entities:
-            log.warning(
-                "lane=%s starts cold: its checkpoint has %d entities, input.max_entities is now %d",
-                lane,
-                entities,
-                self.settings.input.max_entities,
-            )
-            return kept
-        kept.features.restore(saved["features"])
-        kept.limits.restore(saved["limits"])
-        kept.published = saved["next_offset"] if committed is None else committed
-        self._processed[lane] = saved["next_offset"]
-        self.source.seek(lane, saved["next_offset"])
-        log.info("lane=%s goes on at=%d published_below=%d", lane, saved["next_offset"], kept.published)
-        return kept
+    @property
+    def seen(self) -> int:
+        """Events judged for the first time, since the start."""
+        return self.metrics.events
 
-    def _score(self, rows: list[Rows]) -> Floats:
-        total = sum(len(part) for part in rows)
-        if self.model is None or not total:
-            return np.full(total, np.nan)
-        return self.model.score(Rows.concatenate(rows))
+    def _lead_or_follow(self) -> None:
+        """Train if the lane whose owner trains is this worker's; else take over what another one trains."""
+        if self.source.leads and self.learner is None:
+            self.learner = self.make_learner()
+            found = self.shelf.learner() if self.shelf is not None else None
+            if found is not None:
+                self.learner.restore(found.state)
+                log.info("learner goes on events=%d from=%s", self.learner.seen, found.name)
+            if self.learner.release is not None:
+                self.releases.keep(self.learner.release)
+                self.releases.newest = self.learner.release
+        elif not self.source.leads and self.learner is not None:
+            log.info("another worker trains from now on")
+            self.learner.close(wait=False)
+            self.learner = None
+        if self.learner is None:
+            self.releases.follow()
+
+    def _score(self, parts: Sequence[tuple[Lane, Rows]]) -> list[Floats]:
+        """Raw scores of each part; NaN where its lane has no model yet."""
+        scores: list[Floats] = [np.full(len(rows), np.nan) for _, rows in parts]
+        versions = {lane.release.version.id: lane.release.version for lane, _ in parts if lane.release}
+        for name, version in versions.items():
+            which = [
+                i for i, (lane, _) in enumerate(parts) if lane.release and lane.release.version.id == name
+            ]
+            scored = version.score(Rows.concatenate([parts[i][1] for i in which]))
+            ends = np.cumsum([len(parts[i][1]) for i in which])
+            for i, part in zip(which, np.split(scored, ends[:-1]), strict=True):
+                scores[i] = part
+        return scores
 
     def _alerts(self, part: Part) -> list[Alert]:
         events, lane = part.decoded.events, self.lanes[part.lane]
         which = np.flatnonzero(part.verdicts.flagged & (events.offsets >= lane.published))
-        if self.model is None or not len(which):
+        if part.release is None or not len(which):
             return []
         return explain(
             events,
             part.featured,
             part.verdicts,
             which,
-            model=self.model,
+            model=part.release.version,
             features=lane.features,
             schema=self.schema,
             originals=[self.decoder.original(events.values[i]) for i in which.tolist()],
             detected_at_ms=self.clock.now_ms(),
         )
 
-    def _count(self, batch: Batch, parts: Sequence[Part], alerts: Sequence[Alert]) -> None:
-        metrics = self.metrics
-        metrics.polled.inc(len(batch))
-        for part in parts:
-            modes = np.bincount(part.verdicts.mode, minlength=len(Mode))
-            for mode in Mode:
-                metrics.judged.labels(mode.label).inc(int(modes[mode]))
-            for reject in part.decoded.rejects:
-                metrics.rejected.labels(reject.reason).inc()
-            metrics.flagged.inc(int(part.verdicts.flagged.sum()))
-            metrics.imputed.inc(int(part.featured.rows.imputed.sum()))
-            metrics.unusable.inc(part.decoded.unusable)
-            again = part.decoded.events.offsets < self.lanes[part.lane].published
-            metrics.rejudged.inc(int(again.sum()))
-            limit = self.lanes[part.lane].limits.lane_limit
-            metrics.limit.labels(part.lane.topic, str(part.lane.partition)).set(limit)
-        for alert in alerts:
-            metrics.alerts.labels(alert.severity).inc()
-        self._count_entities()
-        for lane, records in self.source.lag().items():
-            metrics.lag.labels(lane.topic, str(lane.partition)).set(records)
-        if self.model is not None:
-            metrics.model.set(self.model.trained_at)
-        metrics.adopted.set(self.learner.adopted_total)
-        metrics.waited.set(self.learner.waited_s)
-        for reason, count in self.learner.refused_total.items():
-            metrics.refused.labels(reason).set(count)
-
-    def _count_entities(self) -> None:
-        tables = {lane: kept.features.entities for lane, kept in self.lanes.items()}
-        self.metrics.entities.set(sum(len(table) for table in tables.values()))
-        self.metrics.evicted.set(sum(table.evicted_total for table in tables.values()))
-        for lane, table in tables.items():
-            if table.evicted_total and lane not in self._full:
+    def _report(self) -> None:
+        """What is a state rather than a count."""
+        show(self.metrics, self.lanes, self.source.lag(), self.delivery.outcomes, self.learner)
+        for lane, kept in self.lanes.items():
+            if kept.features.entities.evicted_total and lane not in self._full:
                 self._full.add(lane)
                 log.warning(
                     "lane=%s has more than input.max_entities=%d entities: the least recently seen ones make room, "
@@ -359,19 +270,41 @@ class Worker:
 
 def order_of_arrival(parts: Sequence[Part]) -> NDArray[np.intp] | None:
     """Which of the events of all parts, laid end to end, came first, second, ...; None if they are in order."""
-    known = [part.decoded.events.order for part in parts if part.decoded.events.order is not None]
-    if len(parts) < 2 or len(known) < len(parts):
+    return _order([part.decoded.events.order for part in parts])
+
+
+def _order(orders: Sequence[Any]) -> NDArray[np.intp] | None:
+    known = [order for order in orders if order is not None]
+    if len(orders) < 2 or len(known) < len(orders):
         return None
     return np.argsort(np.concatenate(known))
 
 
-def _as_they_came(parts: Sequence[Part]) -> list[tuple[Rows, Verdicts]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unlearnt:
+    """What a part has for the learner."""
+
+    rows: Rows
+    verdicts: Verdicts
+    order: Any
+
+
+def _unlearnt(part: Part, learnt: int) -> _Unlearnt:
+    """The events that the learner has not seen yet: those judged again it has."""
+    events, rows, verdicts = part.decoded.events, part.featured.rows, part.verdicts
+    if not len(events) or events.offsets[0] >= learnt:
+        return _Unlearnt(rows, verdicts, events.order)
+    new = np.flatnonzero(events.offsets >= learnt)
+    return _Unlearnt(rows[new], verdicts[new], None if events.order is None else events.order[new])
+
+
+def _as_they_came(parts: Sequence[_Unlearnt]) -> list[tuple[Rows, Verdicts]]:
     """Rows and verdicts for the learner: across lanes in the order of arrival, where that is known.
 
     One model learns from all lanes, so their order counts; lane by lane it would depend on how the batch was cut.
     """
-    pairs = [(part.featured.rows, part.verdicts) for part in parts]
-    order = order_of_arrival(parts)
+    pairs = [(part.rows, part.verdicts) for part in parts]
+    order = _order([part.order for part in parts])
     if order is None:
         return pairs
     rows = Rows.concatenate([rows for rows, _ in pairs])[order]
@@ -383,13 +316,13 @@ def run(w: Worker, stop: StopSignal) -> None:
     try:
         w.restore()
         while not (stop.requested or w.source.exhausted):
-            batch = w.source.poll(w.learner.room())  # never crosses a point where the model may change
-            w.follow()
+            batch = w.source.poll(w.room())  # never crosses a point where the model may change
+            batch = w.follow(batch)  # the group gives and takes lanes
             parts = w.judge(batch)  # a bad record is a value, not an exception
-            w.publish(batch, parts)  # flush, then commit
+            w.publish(parts)  # exactly-once: one transaction with the offsets
             w.learn(parts)  # only what was judged normal; adopts at fixed event counts
             w.save_if_due()
-        w.commit()
-        w.save()
+            w.health.beat()
+        w.finish()
     finally:
         w.close()

@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 
 from streamdet.app import build
-from streamdet.checkpoint.store import CheckpointFolder
+from streamdet.checkpoint.shelf import Shelf
 from streamdet.clock import Clock
 from streamdet.codec.json import JsonCodec
 from streamdet.config import parse
-from streamdet.events import Alert, Batch, LaneId, Mode, Position, Records, Reject, Schema, State
+from streamdet.delivery.at_least_once import AtLeastOnce
+from streamdet.events import Alert, Batch, LaneId, Mode, Position, Records, Reject, Schema
 from streamdet.sink import Sink
 from streamdet.source import Source
 from streamdet.worker import Observer, Part, Worker
@@ -243,22 +244,21 @@ def worker_over(
     *,
     schema: Schema = SCHEMA,
     clock: Clock | None = None,
-    folder: CheckpointFolder | None = None,
-    saved: State | None = None,
+    shelf: Shelf | None = None,
     observers: Sequence[Observer] = (),
     **settings: Any,
 ) -> Worker:
     """A worker put together as the program does it, on JSON and with quick settings, which the given ones replace."""
     given = parse({**QUICK, **settings})
+    clock = SteppingClock() if clock is None else clock
     return build(
         given,
         schema=schema,
         source=source,
-        sink=sink,
+        delivery=AtLeastOnce(given.commit, source, sink, clock),
         codec=JsonCodec(schema, reject_unusable=given.input.unusable == "reject"),
-        clock=SteppingClock() if clock is None else clock,
-        saved=saved,
-        checkpoint=folder,
+        clock=clock,
+        shelf=shelf,
         observers=observers,
     )
 

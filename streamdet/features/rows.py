@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from streamdet.compiled import compiled
 from streamdet.events import Bools, Events, Floats, Ints, Rows, Schema, State
 from streamdet.features.categories import Rarity
-from streamdet.features.entities import EntityTable
+from streamdet.features.entities import FIRST_SLOT, EntityTable
 
 # A missing value is taken to be the entity's recent mean: half of the weight lies on this many events.
 HALF_LIFE = 20.0
@@ -62,11 +62,16 @@ class LaneFeatures:
         """The value of a categorical column that the last `transform` gave this code; None for -1."""
         return self._categories[column].value(code)
 
+    @property
+    def slots(self) -> int:
+        """How many slots are in use; those of the entities and the lane's own."""
+        return len(self._entities) + FIRST_SLOT
+
     def state(self) -> State:
-        """All that is remembered."""
+        """All that is remembered; the means are a view that changes with the next `transform`."""
         return {
             "entities": self._entities.state(),
-            "means": self._means.copy(),
+            "means": self._means[: self.slots],
             "categories": {str(i): rarity.state() for i, rarity in enumerate(self._categories)},
         }
 

@@ -44,8 +44,8 @@ class Ring:
         return rows[(np.arange(len(rows)) + self.added) % len(rows)] if len(rows) else rows
 
     def state(self) -> State:
-        """All that is kept."""
-        return {"values": self.values.copy(), "imputed": self.imputed.copy(), "added": self.added}
+        """All that is kept, in views that later rows change."""
+        return {"values": self.values, "imputed": self.imputed, "added": self.added}
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave; of a ring of another size, the newest rows that fit."""

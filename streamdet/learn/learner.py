@@ -1,14 +1,17 @@
 """Learning beside judging: started at fixed event counts, adopted at fixed event counts.
 
-A run starts on a snapshot of the buffer and trains in the background; its model is adopted at exactly the
-count that was fixed when it started, waiting if it is not ready. So scoring never depends on how fast training was,
-and a replay adopts at the same events. During the warm-up runs come at doubling counts and are waited for at once.
+A run starts on a snapshot of the buffer and trains in the background; its model is adopted at exactly the count that
+was fixed when it started, and nothing is judged meanwhile if it is not ready. So scoring never depends on how fast
+training was, and a replay adopts at the same events. During the warm-up runs come at doubling counts and are waited for
+at once.
 """
 
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +20,11 @@ import torch
 
 from streamdet.clock import Clock
 from streamdet.config import Settings
-from streamdet.events import Floats, Rows, State, Verdicts
+from streamdet.events import Floats, LaneId, Rows, State, Verdicts
 from streamdet.learn.buffer import NormalRows
 from streamdet.learn.gate import GateResult, examine
 from streamdet.learn.trainer import WARMUP_TRIM, Snapshot, spread_floor, train
+from streamdet.models.release import Release
 from streamdet.models.version import ModelVersion
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,8 @@ FIRST_RUN = 256
 # Outcomes of runs are logged at most so often.
 SAY_EVERY_S = 10.0
 NEVER = int(np.iinfo(np.int64).max)
+# So long an adoption waits for its run in one go; then the loop sees to its place in the group.
+WAIT_S = 0.25
 # A snapshot with fewer rows is not worth a model.
 ROWS_MIN = 64
 
@@ -69,7 +75,11 @@ class Learner:
         self._run: Run | None = None
         self._floor: Floats | None = None
         self._next_start = FIRST_RUN
+        self._waiting = False
+        self.release: Release | None = None
         self.seen = 0
+        # Up to which offset it has learnt of each lane: what is judged again is not learnt again.
+        self.positions: dict[LaneId, int] = {}
         self.adopted_total = 0
         self.refused_total: Counter[str] = Counter()
         self.waited_s = 0.0
@@ -81,7 +91,9 @@ class Learner:
         return self.seen >= self._settings.learning.warmup
 
     def room(self) -> int:
-        """How many events may be judged before something changes."""
+        """How many events may be judged before something changes; 0 while an adoption waits for its run."""
+        if self._waiting:
+            return 0
         boundaries = [self._next_start]
         if not self.warm:
             boundaries.append(self._settings.learning.warmup)
@@ -89,45 +101,58 @@ class Learner:
             boundaries.append(self._run.adopt_at)
         return min(boundaries) - self.seen
 
-    def observe(self, parts: list[tuple[Rows, Verdicts]], model: ModelVersion | None, limit: float) -> None:
-        """Take in what was judged, and start a run if its count has come."""
+    def observe(
+        self, parts: list[tuple[Rows, Verdicts]], next_offsets: Mapping[LaneId, int], limit: float
+    ) -> None:
+        """Take in what was judged up to these offsets, and start a run if its count has come."""
         for rows, verdicts in parts:
             self._rows.add(rows, verdicts.normal, verdicts.fed, self.seen)
             self.seen += len(rows)
+        self.positions |= next_offsets
         if self.seen == self._next_start:
-            self._start(model, limit)
+            self._start(limit)
             self._next_start = self._following(self._next_start)
 
-    def adopt(self, model: ModelVersion | None) -> ModelVersion | None:
-        """The model from here on: another one if the count of its adoption has come and the gate let it pass."""
+    def adopt(self) -> Release | None:
+        """A new release, if the count of its adoption has come, its run is ready and the gate let it pass.
+
+        Waits for the run at most a quarter of a second; `room` is 0 until it is ready.
+        """
         run = self._run
         if run is None or self.seen < run.adopt_at:
-            return model
+            return None
         started_s = self._clock.monotonic_s()
-        outcome = run.future.result()
+        self._waiting = not wait_for([run.future], WAIT_S).done
         self.waited_s += self._clock.monotonic_s() - started_s
+        if self._waiting:
+            return None
         self._run = None
+        return self._judged(run.future.result())
+
+    def _judged(self, outcome: Outcome) -> Release | None:
         if outcome.gate is not None and outcome.gate.refusal is not None:
             self.refused_total[outcome.gate.refusal] += 1
             self._say(
                 logging.WARNING, f"model refused reason={outcome.gate.refusal} at={self.seen} {outcome.gate}"
             )
-            return model
+            return None
         self.adopted_total += 1
         if self._floor is None:
             self._floor = spread_floor(outcome.candidate)
         log.info(
             "model adopted version=%s at=%d %s", outcome.candidate.id, self.seen, outcome.gate or "warm-up"
         )
-        return outcome.candidate
+        warm = outcome.candidate.trained_at >= self._settings.learning.warmup
+        self.release = Release(outcome.candidate, warm, self._rows.held_out())
+        return self.release
 
-    def held_out(self) -> Rows:
-        """Recent normal rows that no model was trained on."""
-        return self._rows.held_out()
+    def forget(self, lane: LaneId) -> None:
+        """The lane is another worker's now, which may take it further."""
+        self.positions.pop(lane, None)
 
-    def close(self) -> None:
-        """Let a run under way end and release its thread."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    def close(self, *, wait: bool = True) -> None:
+        """Let a run under way end, or leave it to itself, and release its thread."""
+        self._executor.shutdown(wait=wait, cancel_futures=True)
 
     def _say(self, level: int, text: str) -> None:
         """Log an outcome, but at a high rate of events not each of them; the metrics count all."""
@@ -144,7 +169,7 @@ class Learner:
             following = learning.warmup  # the first alerts are by a model of the whole warm-up
         return following if learning.enabled or following <= learning.warmup else NEVER
 
-    def _start(self, model: ModelVersion | None, limit: float) -> None:
+    def _start(self, limit: float) -> None:
         snapshot = Snapshot(
             training=self._rows.training(),
             held_out=self._rows.held_out(),
@@ -158,9 +183,10 @@ class Learner:
         lag = 0
         if self.seen > self._settings.learning.warmup:
             lag = min(self._settings.learning.lag, (self._following(self.seen) - self.seen) // 2)
-        self._submit(snapshot, self.seen + lag, model, limit)
+        self._submit(snapshot, self.seen + lag, limit)
 
-    def _submit(self, snapshot: Snapshot, adopt_at: int, model: ModelVersion | None, limit: float) -> None:
+    def _submit(self, snapshot: Snapshot, adopt_at: int, limit: float) -> None:
+        model = None if self.release is None else self.release.version
         future = self._executor.submit(self._train, snapshot, model, limit)
         self._run = Run(snapshot, adopt_at, limit, future)
 
@@ -173,19 +199,13 @@ class Learner:
         result = examine(candidate, model, snapshot.held_out, limit, rate, settings.learning.gate)
         return Outcome(candidate, result)
 
-    def save_model(self, model: ModelVersion) -> State:
-        """The model as arrays."""
-        tensors = {name: tensor.numpy() for name, tensor in model.tensors().items()}
-        return {"tensors": tensors, "trained_at": model.trained_at}
-
-    def load_model(self, state: State) -> ModelVersion:
-        """The model that gave this state, on this learner's device."""
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state["tensors"].items()}
-        return ModelVersion.from_tensors(self._columns, tensors, state["trained_at"], self._device)
-
     def state(self) -> State:
-        """All that is kept; of a run under way its snapshot, as training it again gives the same model."""
+        """All that is kept, in views that later events change.
+
+        Of a run under way it is its snapshot, as training it again gives the same model.
+        """
         state: dict[str, Any] = {
+            "positions": {str(lane): offset for lane, offset in sorted(self.positions.items())},
             "rows": self._rows.state(),
             "seen": self.seen,
             "next_start": self._next_start,
@@ -193,6 +213,8 @@ class Learner:
         }
         if self._floor is not None:
             state["floor"] = self._floor
+        if self.release is not None:
+            state["release"] = self.release.state()
         if self._run is not None:
             snapshot = self._run.snapshot
             state["run"] = {
@@ -205,17 +227,20 @@ class Learner:
             }
         return state
 
-    def restore(self, state: State, model: ModelVersion | None) -> None:
-        """Take back what `state` gave, with the model that was in use then."""
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave."""
         self._rows.restore(state["rows"])
         self.seen = state["seen"]
         self._next_start = state["next_start"]
         self.adopted_total = state["adopted"]
+        self.positions = {LaneId.parse(lane): offset for lane, offset in state["positions"].items()}
         self._floor = np.array(state["floor"]) if "floor" in state else None
+        if "release" in state:
+            self.release = Release.from_state(state["release"], self._columns, self._device)
         if "run" in state:
             run = state["run"]
             snapshot = Snapshot(
                 Rows(**run["training"]), Rows(**run["held_out"]), self._floor, run["trim"], run["at"]
             )
             limit = math.nan if run["limit"] is None else run["limit"]
-            self._submit(snapshot, run["adopt_at"], model, limit)
+            self._submit(snapshot, run["adopt_at"], limit)

@@ -4,7 +4,7 @@ Names, units and labels are part of the contract with dashboards and alert rules
 or the configuration, never by the data.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streamdet.events import LaneId
 
@@ -48,18 +48,19 @@ class Metrics:
             "streamdet_alert_rate_asked", "Share of normal events to be flagged", registry=r
         )
         self.checkpoints = Counter("streamdet_checkpoints", "Checkpoints by outcome", ["outcome"], registry=r)
-        self.cold_starts = Counter("streamdet_cold_starts", "Starts without a checkpoint", registry=r)
+        self.checkpoint_seconds = Gauge(
+            "streamdet_checkpoint_seconds", "Seconds that the newest checkpoint of a lane took", registry=r
+        )
+        self.cold_starts = Counter("streamdet_cold_starts", "Partitions begun without a checkpoint", registry=r)
+        self.commits = Gauge("streamdet_commits", "Commits by outcome", ["outcome"], registry=r)
+        self.trains = Gauge("streamdet_trains", "1 where this worker trains for its group", registry=r)
+        self.adoptions = Counter("streamdet_adoptions", "Changes of model version, over all lanes", registry=r)
+        self.lost = Gauge(
+            "streamdet_records_lost", "Records deleted from a topic before they were read", registry=r
+        )
+        self.events = 0  # judged for the first time
 
     def drop_lane(self, lane: LaneId) -> None:
         """Stop showing a lane that is another worker's now."""
         for gauge in (self.limit, self.lag):
             gauge.remove_by_labels({"topic": lane.topic, "partition": str(lane.partition)})
-
-    def serve(self, address: str) -> None:
-        """Answer /metrics on host:port from a thread of its own.
-
-        Raises:
-            OSError: the address cannot be bound.
-        """
-        host, _, port = address.rpartition(":")
-        start_http_server(int(port), addr=host, registry=self.registry)

@@ -9,37 +9,23 @@ an alert may be repeated, with the same id.
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from kafka import errors
-from kafka.admin import ConfigResource, ConfigResourceType
 
-from streamdet.broker.client import (
-    SLICE_S,
-    TOO_LARGE_ERRORS,
-    Outage,
-    Stopped,
-    admin,
-    never,
-    producer,
-    refusal,
-    topics_of,
-)
+from streamdet.broker.client import SLICE_S, TOO_LARGE_ERRORS, Outage, Stopped, never, producer, refusal
 from streamdet.clock import Clock
 from streamdet.config import Settings
 from streamdet.errors import BrokerError
 from streamdet.events import Alert, Reject
-from streamdet.sink.kafka_records import Outgoing, fitted, of_alert, of_reject
+from streamdet.sink.kafka_records import Outgoing, of_alert, of_reject
+from streamdet.sink.kafka_topics import RECORD_BYTES_MAX, OutputTopics
 
 log = logging.getLogger(__name__)
 
-# What the created topics take in one record: more than the largest that a broker accepts by default, by far.
-RECORD_BYTES_MAX: Final = 16 * 1024 * 1024
-# Kafka's own default, assumed where this client may not ask.
-TOPIC_BYTES_MAX: Final = 1_048_588
 # Beyond this, publish flushes: kafka-python's producer has no bound of its own.
 PENDING_BYTES_MAX: Final = 32 * 1024 * 1024
 # No acknowledgement for this long: find out whether Kafka is away or a topic is gone.
@@ -77,11 +63,10 @@ class KafkaSink:
         self._stopped = stopped
         self._outage = Outage(settings.kafka, clock, stopped, "sink")
         self._source = f"streamdet/{settings.input.group_id}"
-        self._topics = (settings.alerts_topic, settings.dead_letters_topic)
-        self._bytes_max: dict[str, int] = {}  # what each topic takes in one record
+        self._topics = OutputTopics(settings, clock, stopped)
         self._pending: deque[_Sent] = deque()
         self._pending_bytes = 0
-        self._outage.persist(self._ensure_topics)
+        self._outage.persist(self._topics.ensure)
         self._producer = self._connect()
 
     def publish(self, alerts: Sequence[Alert], rejects: Sequence[Reject]) -> None:
@@ -91,11 +76,10 @@ class KafkaSink:
             BrokerError: Kafka refused.
             BrokerUnavailableError: a stop was requested while waiting for Kafka.
         """
-        alerts_topic, dead_letters_topic = self._topics
         for alert in alerts:
-            self._send(of_alert(alert, alerts_topic, self._source))
+            self._send(of_alert(alert, self._topics.alerts, self._source))
         for reject in rejects:
-            self._send(of_reject(reject, dead_letters_topic))
+            self._send(of_reject(reject, self._topics.dead_letters))
 
     def flush(self) -> None:
         """Return when everything handed over has arrived; a broker that is away is waited for.
@@ -116,7 +100,7 @@ class KafkaSink:
 
     def close(self) -> None:
         """Release what is held; what was not flushed may be lost."""
-        _close(self._producer)
+        close_producer(self._producer)
 
     def _connect(self) -> Any:  # noqa: ANN401 - kafka-python is untyped
         options = {
@@ -131,7 +115,7 @@ class KafkaSink:
         }
         made = self._outage.persist(lambda: producer(self._settings.kafka, **options))
         # With the partitions known from the start, handing over does not wait for a broker that goes away.
-        for topic in self._topics:
+        for topic in self._topics.names:
             self._outage.persist(partial(made.partitions_for, topic))
         return made
 
@@ -145,10 +129,7 @@ class KafkaSink:
 
     def _hand_over(self, sent: _Sent) -> None:
         """Give the record to the producer, which sends it from a thread of its own."""
-        before = sent.record
-        sent.record = fitted(before, self._bytes_max[before.topic])
-        if sent.record is not before:
-            log.warning("truncated topic=%s bytes=%d to=%d", before.topic, before.size, sent.record.size)
+        sent.record = self._topics.fit(sent.record)
         sent.future = self._outage.persist(lambda: self._try_send(sent.record))
 
     def _try_send(self, record: Outgoing) -> Any:  # noqa: ANN401
@@ -156,7 +137,7 @@ class KafkaSink:
             return self._producer.send(record.topic, record.value, record.key, list(record.headers))
         except errors.KafkaTimeoutError:
             # The producer knows no partitions: Kafka is away, or the topic was deleted.
-            self._ensure_topics()
+            self._topics.ensure()
             raise
 
     def _settle(self, future: Any) -> None:  # noqa: ANN401
@@ -177,7 +158,7 @@ class KafkaSink:
 
     def _look(self) -> None:
         try:
-            self._ensure_topics()
+            self._topics.ensure()
         except (errors.KafkaError, OSError) as error:
             self._outage.failed(error)
         else:
@@ -191,7 +172,7 @@ class KafkaSink:
             self._outage.failed(error)
             self._outage.pause()
         log.info("sending again records=%d reason=%s", len(self._pending), error)
-        _close(self._producer)
+        close_producer(self._producer)
         self._producer = self._connect()
         for sent in self._pending:
             if not sent.future.is_done or sent.future.exception is not None:
@@ -203,70 +184,17 @@ class KafkaSink:
         One refused record makes kafka-python's producer fail all of them with the same error, so the largest is
         taken for the one.
         """
-        self._outage.persist(self._ensure_topics)
-        if any(_shrinks(sent.record, self._bytes_max[sent.record.topic]) for sent in self._pending):
+        self._outage.persist(self._topics.ensure)
+        if any(self._topics.shrinks(sent.record) for sent in self._pending):
             return
         largest = max((sent.record for sent in self._pending), key=lambda record: record.size)
-        if not _shrinks(largest, largest.size // 2):
+        if not self._topics.halve(largest):
             raise refusal(error, self._settings.kafka) or BrokerError(
                 f"topic {largest.topic} takes no records"
             )
-        self._bytes_max[largest.topic] = largest.size // 2
-
-    def _ensure_topics(self) -> None:
-        """Create the topics if they are absent, and learn how large a record they take."""
-        settings = self._settings
-        asked = (*settings.input.topics[:1], *self._topics)
-        found = topics_of(settings.kafka, asked, self._clock, self._stopped)
-        absent = [topic for topic in self._topics if topic not in found]
-        client = admin(settings.kafka)
-        try:
-            if absent:
-                self._create(client, dict.fromkeys(absent, found.get(asked[0], 1)))
-            for topic in self._topics:
-                known = self._bytes_max.get(topic, RECORD_BYTES_MAX)
-                self._bytes_max[topic] = min(known, _bytes_max(client, topic))
-        finally:
-            client.close()
-
-    def _create(self, client: Any, partitions: Mapping[str, int]) -> None:  # noqa: ANN401
-        wanted = {
-            topic: {
-                "num_partitions": n,
-                "replication_factor": -1,
-                "configs": {"max.message.bytes": str(RECORD_BYTES_MAX)},
-            }
-            for topic, n in partitions.items()
-        }
-        for topic in client.create_topics(wanted, raise_errors=False)["topics"]:
-            error = errors.for_code(topic["error_code"])
-            if error in (errors.NoError, errors.TopicAlreadyExistsError):
-                continue
-            why = topic.get("error_message") or error.__name__
-            if issubclass(error, errors.RetriableError):
-                raise error(why)
-            raise BrokerError(
-                f"cannot create topic {topic['name']!r} on Kafka at {self._settings.kafka.bootstrap_servers}: "
-                f"{why}; have it created by somebody who may"
-            )
-        client.wait_for_topics(list(partitions))
-        log.info("created topics=%s", ",".join(partitions))
 
 
-def _shrinks(record: Outgoing, size_max: int) -> bool:
-    return fitted(record, size_max).size < record.size
-
-
-def _bytes_max(client: Any, topic: str) -> int:  # noqa: ANN401
-    asked = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
-    try:
-        answer = client.describe_configs([asked], config_filter="all")
-    except errors.AuthorizationError:
-        return TOPIC_BYTES_MAX
-    return int(answer["topic"][topic]["max.message.bytes"]["value"])
-
-
-def _close(made: Any) -> None:  # noqa: ANN401
+def close_producer(made: Any) -> None:  # noqa: ANN401
     """Close a producer, whatever is still on its way."""
     try:
         made.close(timeout=1)

@@ -14,7 +14,7 @@ Slot 0 is the lane as a whole; it decides for an entity until that has seen enou
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class Judged(NamedTuple):
 class Slots(NamedTuple):
     """All that is kept, a row per slot."""
 
-    histogram: Floats  # (S, BINS) weights
+    histogram: NDArray[np.float32]  # (S, BINS) weights; by far the largest of what a worker keeps
     weight: Floats  # (S,) of the next score
     seen: Ints  # (S,) scores fed
     tokens: Floats  # (S,)
@@ -74,7 +74,7 @@ class Slots(NamedTuple):
     def empty(cls, slots: int) -> "Slots":
         """Slots that have seen nothing."""
         return cls(
-            histogram=np.zeros((slots, BINS)),
+            histogram=np.zeros((slots, BINS), np.float32),
             weight=np.ones(slots),
             seen=np.zeros(slots, np.int64),
             tokens=np.zeros(slots),
@@ -123,9 +123,9 @@ class RollingLimits:
         """The limit of the lane as a whole; NaN before the first scores."""
         return float(self._kept.limit[LANE_SLOT])
 
-    def state(self) -> State:
-        """All arrays by name, for a checkpoint."""
-        return self._kept._asdict()
+    def state(self, slots: int | None = None) -> State:
+        """The arrays of the first slots, or of all, by name: views that change with the next `judge`."""
+        return {name: array[:slots] for name, array in self._kept._asdict().items()}
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
@@ -135,7 +135,8 @@ class RollingLimits:
         have = len(self._kept.weight)
         if slots > have:
             more = Slots.empty(max(slots, 2 * have) - have)
-            self._kept = Slots(*(np.concatenate(pair) for pair in zip(self._kept, more, strict=True)))
+            pairs: Any = zip(self._kept, more, strict=True)
+            self._kept = Slots(*(np.concatenate(pair) for pair in pairs))
 
 
 @compiled
@@ -244,7 +245,9 @@ def _feed(
 @compiled
 def _refresh(slot: int, rate: float, kept: Slots) -> None:  # pragma: no cover - compiled
     histogram = kept.histogram[slot]
-    total = histogram.sum()
+    total = 0.0  # summed in float64, which the sum of a float32 array is not
+    for j in range(BINS):
+        total += histogram[j]
     if rate * total / kept.weight[slot] >= RESOLVED_SHARE * EXCEEDANCES_MIN:
         kept.limit[slot] = _quantile(histogram, rate * total)
     else:
@@ -253,7 +256,7 @@ def _refresh(slot: int, rate: float, kept: Slots) -> None:  # pragma: no cover -
 
 
 @compiled
-def _quantile(histogram: Floats, above: float) -> float:  # pragma: no cover - compiled
+def _quantile(histogram: NDArray[np.float32], above: float) -> float:  # pragma: no cover - compiled
     """The score with this mass above it, linear in log score inside a bin."""
     mass = 0.0
     for j in range(BINS - 1, -1, -1):
@@ -266,7 +269,9 @@ def _quantile(histogram: Floats, above: float) -> float:  # pragma: no cover - c
 
 
 @compiled
-def _extrapolated(histogram: Floats, total: float, rate: float) -> float:  # pragma: no cover - compiled
+def _extrapolated(
+    histogram: NDArray[np.float32], total: float, rate: float
+) -> float:  # pragma: no cover - compiled
     """The quantile by an exponential tail through the mean excess over the 95 % quantile."""
     if rate >= TAIL_START:
         return _quantile(histogram, rate * total)

@@ -1,0 +1,65 @@
+"""What the loop tells the metrics, once a batch."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from streamdet.codec.decoder import Decoded
+from streamdet.events import Alert, LaneId, Mode, Records, Verdicts
+from streamdet.features.rows import Featured
+from streamdet.lane import Lane
+from streamdet.learn.learner import Learner
+from streamdet.serve.metrics import Metrics
+
+
+def count(
+    metrics: Metrics,
+    lane: Lane,
+    records: Records,
+    decoded: Decoded,
+    featured: Featured,
+    verdicts: Verdicts,
+    alerts: Sequence[Alert],
+) -> None:
+    """One lane's part of a batch; events below what the lane has published were judged before."""
+    metrics.polled.inc(len(records))
+    modes = np.bincount(verdicts.mode, minlength=len(Mode))
+    for mode in Mode:
+        metrics.judged.labels(mode.label).inc(int(modes[mode]))
+    for reject in decoded.rejects:
+        metrics.rejected.labels(reject.reason).inc()
+    for alert in alerts:
+        metrics.alerts.labels(alert.severity).inc()
+    metrics.flagged.inc(int(verdicts.flagged.sum()))
+    metrics.imputed.inc(int(featured.rows.imputed.sum()))
+    metrics.unusable.inc(decoded.unusable)
+    again = int((decoded.events.offsets < lane.published).sum())
+    metrics.rejudged.inc(again)
+    metrics.events += len(decoded.events) - again
+
+
+def show(
+    metrics: Metrics,
+    lanes: Mapping[LaneId, Lane],
+    lag: Mapping[LaneId, int],
+    commits: Mapping[str, int],
+    learner: Learner | None,
+) -> None:
+    """What is a state rather than a count."""
+    for lane, kept in lanes.items():
+        metrics.limit.labels(lane.topic, str(lane.partition)).set(kept.limits.lane_limit)
+        if kept.release is not None:
+            metrics.model.set(kept.release.version.trained_at)
+    for lane, behind in lag.items():
+        metrics.lag.labels(lane.topic, str(lane.partition)).set(behind)
+    for outcome, times in commits.items():
+        metrics.commits.labels(outcome).set(times)
+    tables = [kept.features.entities for kept in lanes.values()]
+    metrics.entities.set(sum(len(table) for table in tables))
+    metrics.evicted.set(sum(table.evicted_total for table in tables))
+    metrics.trains.set(learner is not None)
+    if learner is not None:
+        metrics.adopted.set(learner.adopted_total)
+        metrics.waited.set(learner.waited_s)
+        for reason, refused in learner.refused_total.items():
+            metrics.refused.labels(reason).set(refused)

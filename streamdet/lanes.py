@@ -1,0 +1,170 @@
+"""The lanes of a worker: how they come to it, which model versions they take, and how they go.
+
+There is one way for a lane to come, whatever the occasion: the newest sound checkpoint at or before its committed
+offset, reading from there, the recorded adoptions where they were made, and nothing published below that offset.
+"""
+
+import logging
+
+import numpy as np
+
+from streamdet.checkpoint.shelf import Shelf
+from streamdet.config import Settings
+from streamdet.errors import CheckpointError
+from streamdet.events import Batch, LaneId, Records, Schema
+from streamdet.lane import Lane, read
+from streamdet.releases import Releases
+from streamdet.serve.metrics import Metrics
+from streamdet.source import Source
+
+log = logging.getLogger(__name__)
+
+
+class Lanes(dict[LaneId, Lane]):
+    """The lanes that are this worker's at the moment."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        schema: Schema,
+        source: Source,
+        shelf: Shelf | None,
+        releases: Releases,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__()
+        self._settings = settings
+        self._schema = schema
+        self._source = source
+        self._shelf = shelf
+        self._releases = releases
+        self._metrics = metrics
+        self._warm = False
+
+    @property
+    def gone(self) -> list[LaneId]:
+        """Those that the group took away, or whose topic is another one of the same name now."""
+        mine, topic_id = self._source.lanes, self._source.topic_id
+        return [
+            lane for lane, kept in self.items() if lane not in mine or kept.topic_id != topic_id(lane.topic)
+        ]
+
+    @property
+    def come(self) -> list[LaneId]:
+        """Those that the group gave, and that are not here yet."""
+        return sorted(self._source.lanes - self.keys())
+
+    def drop(self, lane: LaneId) -> None:
+        """Forget it; its new owner has its state from the store."""
+        del self[lane]
+        self._metrics.drop_lane(lane)
+
+    def begin(self, lane: LaneId, learnt: int | None) -> None:
+        """Take a lane up; the learner has seen it up to the offset `learnt`, None where that does not matter.
+
+        Raises:
+            CheckpointError: it has no state that belongs to its committed offset, and `checkpoint.strict` asks for one.
+        """
+        begun = Lane.new(lane, self._source.topic_id(lane.topic), self._schema, self._settings)
+        committed = self._source.committed(lane)
+        begun.published = 0 if committed is None else committed.offset
+        refusal = self._restored(begun, learnt)
+        if refusal is None:
+            begun.recall([] if committed is None else read(committed.note))
+            self._source.seek(lane, begun.next_offset)
+            log.info("lane=%s goes on at=%d published_below=%d", lane, begun.next_offset, begun.published)
+        else:
+            begun.next_offset = begun.published
+            self._say_cold(begun, refusal, new=committed is None)
+        self[lane] = begun
+
+    def _restored(self, lane: Lane, learnt: int | None) -> str | None:
+        """Restore the lane; why it cannot be, if it cannot."""
+        if self._shelf is None:
+            return "nothing is kept"
+        # A lane that is ahead of the learner would leave it without the events between; so rather one that is behind.
+        committed = lane.published
+        at_most = committed if learnt is None else min(learnt, committed)
+        found = self._shelf.lane(lane.id, lane.topic_id, at_most)
+        if found is None and at_most < committed:
+            found = self._shelf.lane(lane.id, lane.topic_id, committed)
+        if found is None:
+            some = self._shelf.has_lane(lane.id, lane.topic_id)
+            what = "no usable checkpoint at or before that offset" if some else "no checkpoint of it"
+            return f"{what} in {self._settings.checkpoint.url}"
+        entities, most = len(found.state["features"]["entities"]["names"]), self._settings.input.max_entities
+        if entities > most:
+            return f"its checkpoint has {entities} entities, input.max_entities is now {most}"
+        lane.restore(found.state, self._releases.load)
+        return None
+
+    def _say_cold(self, lane: Lane, refusal: str, *, new: bool) -> None:
+        self._metrics.cold_starts.inc()
+        if new:
+            log.info("lane=%s starts cold: %s; no alerts in the warm-up", lane.id, refusal)
+            return
+        if self._settings.checkpoint.strict:
+            raise CheckpointError(
+                f"partition {lane.id} cannot go on at its committed offset {lane.published}: {refusal}. Restore its "
+                "checkpoints, or set checkpoint.strict: false to let it start without limits of its own"
+            )
+        log.warning(
+            "lane=%s starts cold at=%d: %s; no alerts before it has a limit of its own",
+            lane.id,
+            lane.published,
+            refusal,
+        )
+
+    def shorten(self, batch: Batch) -> Batch:
+        """The batch up to the next recorded adoption of each lane; the rest is read again after it."""
+        parts = [self._shortened(part) for part in batch.parts]
+        return Batch([part for part in parts if len(part)])
+
+    def _shortened(self, part: Records) -> Records:
+        lane = self[part.lane]
+        if part.offsets[0] < lane.next_offset:
+            log.warning(
+                "lane=%s went back from %d to %d: all of it counts as new",
+                part.lane,
+                lane.next_offset,
+                part.offsets[0],
+            )
+            lane.published = 0
+        if not lane.ahead:
+            return part
+        lane.next_offset = max(lane.next_offset, int(part.offsets[0]))  # offsets may have gaps
+        self.adopt()
+        if not lane.ahead:
+            return part
+        n = int(np.searchsorted(part.offsets, lane.ahead[0].offset))
+        if n < len(part):
+            self._source.seek(part.lane, int(part.offsets[n]))
+        return part.first(n)
+
+    def adopt(self) -> None:
+        """Recorded versions where they were adopted the first time; beyond, the newest one."""
+        for lane in self.values():
+            self._repeat(lane)
+            newest = self._releases.newest
+            if newest is None or lane.repeating:
+                continue
+            if lane.release is None or lane.release.version.id != newest.version.id:
+                lane.adopt(newest)
+                self._metrics.adoptions.inc()
+                if newest.warm and not self._warm:
+                    self._warm = True
+                    log.info("warm-up ended version=%s", newest.version.id)
+
+    def _repeat(self, lane: Lane) -> None:
+        while (adoption := lane.due) is not None:
+            release = self._releases.get(adoption.version)
+            if release is not None:
+                lane.adopt(release)
+                continue
+            lane.ahead.popleft()
+            log.warning(
+                "lane=%s cannot adopt version=%s at=%d again: it is gone from the store",
+                lane.id,
+                adoption.version,
+                adoption.offset,
+            )

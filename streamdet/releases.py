@@ -1,0 +1,108 @@
+"""The model versions of a group: those that its trainer publishes, and those that the others take from the store."""
+
+import logging
+from collections import OrderedDict
+from typing import Final
+
+import torch
+
+from streamdet.checkpoint.background import Background
+from streamdet.checkpoint.shelf import Shelf
+from streamdet.clock import Clock
+from streamdet.errors import CheckpointError
+from streamdet.events import State
+from streamdet.models.release import Release
+
+log = logging.getLogger(__name__)
+
+# Between two looks for a newer one.
+LOOK_EVERY_S: Final = 2.0
+# Lanes that judge again what others judged ask for older ones; those that are not here any more are in the store.
+KEPT: Final = 8
+
+
+class Releases:
+    """Finds and shares releases. Nothing is shared without a shelf, as in a replay."""
+
+    def __init__(
+        self,
+        shelf: Shelf | None,
+        background: Background,
+        columns: tuple[str, ...],
+        device: torch.device,
+        clock: Clock,
+    ) -> None:
+        self._shelf = shelf
+        self._background = background
+        self._columns = columns
+        self._device = device
+        self._clock = clock
+        self._known: OrderedDict[str, Release] = OrderedDict()
+        self._looked_at_s = clock.monotonic_s() - LOOK_EVERY_S
+        self._looking = False
+        self._seen: str | None = None  # the newest one that was there at the last look
+        self._found: Release | None = None
+        self.newest: Release | None = None
+
+    def load(self, state: State) -> Release:
+        """The release that gave this state, on this worker's device."""
+        return Release.from_state(state, self._columns, self._device)
+
+    def publish(self, release: Release) -> None:
+        """Share a release, in the background, and go on with it here."""
+        self.keep(release)
+        self.newest = release
+        if self._shelf is not None:
+            shelf, version, state = self._shelf, release.version.id, release.state()
+            self._background.submit("model", lambda: shelf.put_release(version, state))
+
+    def keep(self, release: Release) -> None:
+        """Have it at hand."""
+        self._known[release.version.id] = release
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)
+
+    def get(self, version: str) -> Release | None:
+        """A release by the name of its version, None where it is not to be had any more."""
+        if version in self._known:
+            return self._known[version]
+        if self._shelf is None:
+            return None
+        try:
+            state = self._shelf.release(version)
+        except CheckpointError as error:
+            log.warning("model version=%s cannot be read: %s", version, error)
+            return None
+        if state is None:
+            return None
+        self.keep(self.load(state))
+        return self._known[version]
+
+    def follow(self) -> None:
+        """Take up what another worker published: look now and then, in the background."""
+        if self._found is not None:
+            self.newest, self._found = self._found, None
+            self.keep(self.newest)
+            log.info("model taken over version=%s", self.newest.version.id)
+        now_s = self._clock.monotonic_s()
+        if self._shelf is not None and not self._looking and now_s - self._looked_at_s >= LOOK_EVERY_S:
+            self._looking, self._looked_at_s = True, now_s
+            shelf = self._shelf
+            self._background.submit("models", lambda: self._look(shelf))
+
+    def look_now(self) -> None:
+        """Take up the newest one there is."""
+        if self._shelf is not None:
+            self._look(self._shelf)
+            self.follow()
+
+    def _look(self, shelf: Shelf) -> None:
+        try:
+            version = shelf.newest_release()
+            if version is not None and version != self._seen:
+                state = shelf.release(version)
+                self._seen = version
+                if state is not None:
+                    self._found = self.load(state)
+        finally:
+            self._looking = False

@@ -5,6 +5,7 @@ not wait: a slice is a millisecond of work, and numpy gives the GIL back while i
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -66,7 +67,9 @@ def join(tree: str, arrays: Mapping[str, Array]) -> State:
     """
     # Each array is taken once: a tree that names one a million times would make a state much larger than its file.
     left = dict(arrays)
-    state: State = _joined(json.loads(tree), left)
+    state = _joined(json.loads(tree), left)
+    if not isinstance(state, dict):
+        raise TypeError(f"the state is {type(state).__name__}, not a mapping")
     return state
 
 
@@ -189,7 +192,7 @@ def _array(node: dict[str, Any], left: dict[str, Array]) -> Array:
 
 def _with_zeros(node: dict[str, Any], left: dict[str, Array]) -> Array:
     mask, values = (left.pop(name) for name in node[SPARSE])
-    size = int(np.prod(node[_SHAPE], dtype=np.int64))
+    size = math.prod(node[_SHAPE])
     # Held against each other before anything is allocated: a shape is easily said.
     if (mask.dtype, len(mask)) != (np.dtype(np.uint8), -(-size // 8)):
         raise ValueError(f"{len(mask)} bytes of mask for {size} elements")

@@ -79,7 +79,7 @@ def digest(state: State) -> str:
     return _digest(*split(state))
 
 
-def unpack(data: bytes, name: str) -> Packed:
+def unpack(data: bytes | bytearray, name: str) -> Packed:
     """What was packed; `name` is for messages.
 
     Raises:
@@ -151,7 +151,7 @@ def _code(name: str, dtype: np.dtype[Any]) -> str:
     return _DTYPES[dtype]
 
 
-def _read(data: bytes, name: str) -> tuple[dict[str, str], dict[str, Array]]:
+def _read(data: bytes | bytearray, name: str) -> tuple[dict[str, str], dict[str, Array]]:
     try:
         arrays = load(bytes(data))
         # The library has checked the header: it is JSON, as long as it says, and not deep.

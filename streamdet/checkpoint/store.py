@@ -21,13 +21,14 @@ __all__ = [
     "CheckpointFolder", "FsspecStore", "LocalStore", "NotThereError", "Store", "open_store", "read_checkpoint",
 ]  # fmt: skip
 _PART = re.compile(r".*\.part-\d+-\d+")
+_S3 = {"s3", "s3a"}
 # The worker lives without a store for a while, and says so; a thread that waits for minutes says nothing.
 _S3_WAITS = {
     "connect_timeout": 5,
-    "read_timeout": 20,
+    "read_timeout": 10,
     "retries": {"mode": "standard", "total_max_attempts": 2},
 }
-_S3_ATTEMPTS = 2  # of s3fs, around those
+_S3_ATTEMPTS = 1  # of s3fs, around those
 
 
 class NotThereError(CheckpointError):
@@ -74,22 +75,22 @@ def open_store(url: str) -> Store:
         return LocalStore(url, Path(path))
     from fsspec.core import url_to_fs
 
-    options = {"config_kwargs": _S3_WAITS} if scheme in {"s3", "s3a"} else {}
+    options = {"config_kwargs": _S3_WAITS} if scheme in _S3 else {}
     try:
-        file_system, root = url_to_fs(url, **options)
+        file_system, root = url_to_fs(url, skip_instance_cache=True, **options)
     except ImportError as error:
         raise ConfigError(f"checkpoint.url {url} {_missing(scheme, error)}") from error
     except ValueError as error:
         raise ConfigError(
             f"checkpoint.url {url} cannot be used: {error}; it is a folder, or a URL such as s3://bucket/path"
         ) from error
-    if options:
+    if scheme in _S3:
         file_system.retries = _S3_ATTEMPTS
     return FsspecStore(url, file_system, root)
 
 
 def _missing(scheme: str, error: ImportError) -> str:
-    if scheme in {"s3", "s3a"}:
+    if scheme in _S3:
         return "needs the s3 extra: pip install 'streamdet[s3]'"
     return f"needs a package that is not installed: {error}"
 
@@ -255,7 +256,8 @@ class FsspecStore:
                 found = self._file_system.find(folder)
             except FileNotFoundError:
                 return []
-            return sorted(path.removeprefix(f"{self._root}/") for path in found)
+            # A path that ends in "/" stands for a folder, which some tools put into object stores.
+            return sorted(path.removeprefix(f"{self._root}/") for path in found if not path.endswith("/"))
 
     def delete(self, name: str) -> None:
         """Remove the object if it is there."""

@@ -135,6 +135,8 @@ class KafkaSource:
         end_s = self._clock.monotonic_s() + self._wait_s
         wanted = min(max_events, self._batch_max_events)
         while not self._stopped():
+            # With nothing read at hand, as what was would be put back over the new position.
+            self._leading.forget(self._positions.follow_topics())
             left_s = end_s - self._clock.monotonic_s()
             polled = self._read(left_s, wanted) if wanted else self._keep_place(left_s)
             changed = self._update_lanes(polled)
@@ -167,7 +169,6 @@ class KafkaSource:
     def _update_lanes(self, polled: dict[TopicPartition, list[Any]]) -> bool:
         """Take over the assignment; records of lanes that nobody knows of yet go back and come again."""
         before = self._group.lanes
-        self._leading.forget(self._positions.follow_topics())
         changed = self._group.update()
         if changed:
             lanes = self._group.lanes

@@ -19,8 +19,9 @@ from streamdet.source.kafka_losses import Losses
 
 log = logging.getLogger(__name__)
 
-# That a topic was made anew while it is read is told by its metadata alone: they are asked for at least this often.
-METADATA_MAX_AGE_MS: Final = 10_000
+# A topic that is made anew is nearly always noticed at once, as reading from it fails in between. Where nothing was
+# read just then, its metadata alone tell: they are asked for at least this often.
+METADATA_MAX_AGE_MS: Final = 5_000
 
 
 class Positions:

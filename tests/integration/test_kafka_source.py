@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import logging
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -10,15 +12,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from kafka import KafkaProducer, TopicPartition
-from kafka_broker import MakeTopic, OwnKafka
+from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
+from kafka.admin import MemberToRemove
+from kafka_broker import MakeTopic, OwnKafka, create_topic
 from kafka_local import Kafka
 
-from streamdet.clock import SystemClock
+from streamdet.clock import Clock, SystemClock
 from streamdet.config import Settings, parse
 from streamdet.errors import BrokerError, BrokerUnavailableError
 from streamdet.events import Batch, LaneId, Position, Records
 from streamdet.source.kafka import KafkaSource
+from streamdet.source.kafka_leading import ASK_EVERY_S
 
 pytestmark = pytest.mark.integration
 
@@ -75,8 +79,14 @@ class Sources:
     def __init__(self) -> None:
         self._made: list[KafkaSource] = []
 
-    def __call__(self, given: Settings, stopped: Callable[[], bool] = lambda: False) -> KafkaSource:
-        self._made.append(KafkaSource(given, SystemClock(), stopped))
+    def __call__(
+        self,
+        given: Settings,
+        stopped: Callable[[], bool] = lambda: False,
+        clock: Clock | None = None,
+        **how: Any,
+    ) -> KafkaSource:
+        self._made.append(KafkaSource(given, SystemClock() if clock is None else clock, stopped, **how))
         return self._made[-1]
 
     def close(self) -> None:
@@ -111,6 +121,21 @@ def shared(first: KafkaSource, second: KafkaSource) -> bool:
     """Poll the first, and tell whether both have the same number of lanes."""
     first.poll(10)
     return len(first.lanes) == len(second.lanes) > 0
+
+
+def settled(source: KafkaSource, lanes: int) -> KafkaSource:
+    """The source, once it has so many lanes."""
+    until(lambda: len(source.poll(0)) == 0 and len(source.lanes) == lanes, f"{lanes} lanes")
+    return source
+
+
+class SkippingClock(SystemClock):
+    """Time that a test moves on."""
+
+    ahead_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.ahead_s
 
 
 @pytest.fixture
@@ -184,6 +209,16 @@ def test_a_group_goes_on_where_it_committed(kafka: Kafka, topic: str, sources: S
     assert first.committed(lane) == Position(6)
     first.close()
     assert values_of(read(sources(given), 4)) == numbered(4, start=6)
+
+
+def test_a_note_comes_back_with_its_offset(kafka: Kafka, topic: str, sources: Sources) -> None:
+    write(kafka.bootstrap_servers, topic, numbered(1))
+    given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
+    first = sources(given)
+    read(first, 1)
+    first.commit({lane: Position(1, "0:m-größer 1:m2")})
+    first.close()
+    assert sources(given).committed(lane) == Position(1, "0:m-größer 1:m2")
 
 
 def test_leaving_the_group_is_quick_and_lets_the_next_one_in(
@@ -315,20 +350,289 @@ def test_a_commit_for_a_lane_that_moved_on_does_not_set_it_back(
     assert committed()[moved.partition] == 4
 
 
-def test_a_committed_offset_that_is_gone_is_told_loudly(
-    kafka: Kafka, kafka_admin: Any, topic: str, sources: Sources, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def retained_from_6(
+    kafka: Kafka, kafka_admin: Any, topic: str, sources: Sources
+) -> Callable[[int, str], tuple[Settings, LaneId]]:
+    """Makes a topic of ten records of which the first six are gone, and a group that has committed an offset."""
+
+    def make(committed: int, lost_records: str) -> tuple[Settings, LaneId]:
+        write(kafka.bootstrap_servers, topic, numbered(10))
+        given, lane = settings(kafka.bootstrap_servers, topic, lost_records=lost_records), LaneId(topic, 0)
+        first = sources(given)
+        read(first, 10)
+        first.commit({lane: Position(committed)})
+        first.close()
+        kafka_admin.delete_records({TopicPartition(topic, 0): 6})
+        return given, lane
+
+    return make
+
+
+Retained = Callable[[int, str], tuple[Settings, LaneId]]
+
+
+def test_records_that_are_gone_unread_are_told_of_and_counted(
+    retained_from_6: Retained, sources: Sources, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(kafka.bootstrap_servers, topic, numbered(10))
-    given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
-    first = sources(given)
-    read(first, 10)
-    first.commit({lane: Position(3)})
-    first.close()
-    kafka_admin.delete_records({TopicPartition(topic, 0): 6})
-    with caplog.at_level(logging.WARNING, "streamdet"):
-        parts = read(sources(given), 4)
-    assert values_of(parts) == numbered(4, start=6)
+    given, lane = retained_from_6(3, "earliest")
+    source = sources(given)
+    assert values_of(read(source, 4)) == numbered(4, start=6)
     assert f"records lost lane={lane} wanted_offset=3 continues_at=6 lost=3" in caplog.text
+    assert source.lost == {lane: 3}
+
+
+def test_records_that_are_gone_unread_end_a_worker_that_may_lose_none(
+    retained_from_6: Retained, sources: Sources
+) -> None:
+    given, lane = retained_from_6(3, "fail")
+    source = sources(given)
+    with pytest.raises(
+        BrokerError, match=rf"3 records of {lane} are gone .* offset 3, .* has is 6; raise .*"
+    ):
+        read(source, 1)
+    assert source.lost == {lane: 3}
+
+
+@pytest.mark.parametrize("lost_records", ["earliest", "fail"])
+def test_records_that_are_gone_between_checkpoint_and_commit_are_not_lost(
+    retained_from_6: Retained, sources: Sources, caplog: pytest.LogCaptureFixture, lost_records: str
+) -> None:
+    given, lane = retained_from_6(8, lost_records)
+    source = settled(sources(given), 1)
+    assert source.committed(lane) == Position(8)
+    source.seek(lane, 2)
+    assert values_of(read(source, 4)) == numbered(4, start=6)
+    assert f"state is behind lane={lane} wanted_offset=2 continues_at=6 misses=4" in caplog.text
+    assert not source.lost
+
+
+def test_a_topic_made_anew_has_another_id_and_is_read_from_its_beginning(
+    kafka: Kafka, kafka_admin: Any, make_topic: MakeTopic, sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = make_topic()
+    write(kafka.bootstrap_servers, topic, numbered(5))
+    source, lane = sources(settings(kafka.bootstrap_servers, topic)), LaneId(topic, 0)
+    read(source, 5)
+    source.commit({lane: Position(5, "0:m1")})
+    first_id = source.topic_id(topic)
+    kafka_admin.delete_topics([topic])
+    create_anew(kafka_admin, topic)
+    # More than were read before, while nobody polls: no offset tells.
+    write(kafka.bootstrap_servers, topic, numbered(20, start=100))
+    until(lambda: source.poll(100) is not None and lane not in source.lanes, "the loss of the lane")
+    assert values_of(read(source, 20)) == numbered(20, start=100)
+    assert first_id != source.topic_id(topic) != ""
+    assert "topic was made anew" in caplog.text
+
+
+def create_anew(kafka_admin: Any, topic: str) -> None:
+    """Create a topic that is being deleted, as soon as it is gone."""
+
+    def made() -> bool:
+        try:
+            create_topic(kafka_admin, topic)
+        except errors.TopicAlreadyExistsError:
+            return False
+        return True
+
+    until(made, "the old topic to be gone")
+
+
+def test_a_lane_that_was_cut_back_is_given_anew_where_its_records_depart(
+    kafka: Kafka, topic: str, sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(kafka.bootstrap_servers, topic, numbered(5))
+    source, lane = sources(settings(kafka.bootstrap_servers, topic)), LaneId(topic, 0)
+    read(source, 5)
+    source.commit({lane: Position(5)})
+    source._positions.cut_back({TopicPartition(topic, 0): OffsetAndMetadata(3, "", -1)})
+    assert len(source.poll(10)) == 0
+    assert lane not in source.lanes
+    assert values_of(read(source, 2)) == numbered(2, start=3)
+    assert source.committed(lane) == Position(3)
+    assert f"lane was cut back lane={lane} continues_at=3" in caplog.text
+
+
+def test_a_poll_for_nothing_keeps_what_was_fetched_and_the_place_in_the_group(
+    kafka: Kafka, make_topic: MakeTopic, sources: Sources
+) -> None:
+    topic = make_topic(2)
+    for partition in (0, 1):
+        write(kafka.bootstrap_servers, topic, numbered(10), partition)
+    given = settings(kafka.bootstrap_servers, topic)
+    first = sources(given)
+    read(first, 6, max_events=3)
+    began_s = time.monotonic()
+    assert [len(first.poll(0)) for _ in range(5)] == [0] * 5
+    assert time.monotonic() - began_s < 3  # max_wait_ms is 100
+    rest = read(first, 14, max_events=3)
+    assert sum(map(len, rest)) == 14
+    first.commit(dict.fromkeys(first.lanes, Position(10)))
+    second = sources(given)
+    with polled(second, lambda _: None):
+        until(lambda: len(first.poll(0)) == 0 and len(first.lanes) == len(second.lanes) == 1, "a lane each")
+    assert first.lanes | second.lanes == {LaneId(topic, 0), LaneId(topic, 1)}
+
+
+def members(kafka_admin: Any, given: Settings) -> list[str | None]:
+    """The names of the group's members."""
+    (group,) = kafka_admin.describe_groups([given.input.group_id]).values()
+    return [member["group_instance_id"] for member in group["members"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "stays", "left"), [("a", True, ["a"]), ("a", False, []), (None, True, []), (None, False, [])]
+)
+def test_a_worker_leaves_the_group_unless_it_has_a_name_and_stays(
+    kafka: Kafka,
+    kafka_admin: Any,
+    topic: str,
+    sources: Sources,
+    name: str | None,
+    stays: bool,
+    left: list[str],
+) -> None:
+    given = settings(kafka.bootstrap_servers, topic)
+    settled(sources(given, instance=name, stays=stays), 1).close()
+    assert members(kafka_admin, given) == left
+
+
+NAMED_WORKER = """
+import sys
+from streamdet.clock import SystemClock
+from streamdet.config import parse
+from streamdet.source.kafka import KafkaSource
+servers, topic, group = sys.argv[1:]
+given = {"kafka": {"bootstrap_servers": servers}, "input": {"topics": [topic], "group_id": group}}
+source, told = KafkaSource(parse(given), SystemClock(), instance="a"), None
+while True:
+    source.poll(10)
+    if source.lanes and source.lanes != told:
+        told = source.lanes
+        print(*sorted(lane.partition for lane in told), flush=True)
+"""
+
+
+def test_a_worker_with_a_name_that_was_killed_has_its_lanes_again_at_once(
+    kafka: Kafka, make_topic: MakeTopic, sources: Sources
+) -> None:
+    topic = make_topic(4)
+    given = settings(kafka.bootstrap_servers, topic)
+    command = [sys.executable, "-c", NAMED_WORKER, kafka.bootstrap_servers, topic, given.input.group_id]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        told = killed.stdout
+        assert told is not None
+        assert told.readline().split() == ["0", "1", "2", "3"]
+        other = sources(given, instance="b")
+        with polled(other, lambda _: None):
+            mine = {LaneId(topic, int(p)) for p in told.readline().split()}
+            assert len(mine) == 2
+            until(lambda: len(other.poll(0)) == 0 and len(other.lanes) == 2, "a share for the other")
+        killed.kill()
+    others = set(other.lanes)
+    began_s = time.monotonic()
+    again = sources(given, instance="a")
+    with polled(again, lambda _: None):
+        until(lambda: len(other.poll(0)) == 0 and again.lanes == mine, "the same lanes as before")
+        assert time.monotonic() - began_s < 5  # of a session timeout of 20 s
+        assert other.lanes == others
+
+
+@pytest.mark.parametrize("notices", ["poll", "commit"])
+def test_a_worker_whose_name_another_one_takes_ends_and_leaves_the_other_alone(
+    kafka: Kafka, kafka_admin: Any, topic: str, sources: Sources, notices: str
+) -> None:
+    given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
+    first = settled(sources(given, instance="a"), 1)
+    second = settled(sources(given, instance="a"), 1)
+
+    def step() -> bool:
+        # The topic is silent: without heartbeats nothing would tell.
+        first.poll(0) if notices == "poll" else first.commit({lane: Position(0)})
+        second.poll(0)
+        return False
+
+    with pytest.raises(BrokerError, match=r"another worker uses the name 'a' .* its own input.instance_id"):
+        until(step, "the error")
+    first.close()
+    second.poll(0)
+    assert members(kafka_admin, given) == ["a"]
+    assert second.lanes == {lane}
+
+
+def test_a_worker_that_was_expelled_gets_its_lanes_anew(
+    kafka: Kafka, kafka_admin: Any, topic: str, sources: Sources
+) -> None:
+    given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
+    source = settled(sources(given), 1)
+    metadata, _ = source.membership([lane])
+    kafka_admin.remove_group_members(given.input.group_id, [MemberToRemove(member_id=metadata.member_id)])
+    until(lambda: len(source.poll(0)) == 0 and lane not in source.lanes, "the loss of the lane")
+    settled(source, 1)
+    assert source.membership([lane])[0].member_id != metadata.member_id
+
+
+def test_a_transaction_commits_for_lanes_that_are_still_here_and_not_with_an_old_membership(
+    kafka: Kafka, make_topic: MakeTopic, sources: Sources
+) -> None:
+    topic = make_topic(2)
+    given, lanes = settings(kafka.bootstrap_servers, topic), [LaneId(topic, 0), LaneId(topic, 1)]
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=uuid.uuid4().hex)
+    producer.init_transactions()
+    first = settled(sources(given), 2)
+    before, mine = first.membership(lanes)
+    assert mine == set(lanes)
+    second = sources(given)
+    with polled(second, lambda _: None):
+        until(lambda: shared(first, second), "a lane each")
+    (moved,), (stayed,) = second.lanes, first.lanes
+    after, mine = first.membership(lanes)
+    assert mine == {stayed}
+
+    def commit(lane: LaneId, metadata: Any) -> None:
+        producer.begin_transaction()
+        told = {TopicPartition(*lane): OffsetAndMetadata(7, "a note", -1)}
+        producer.send_offsets_to_transaction(told, metadata)
+        producer.commit_transaction()
+
+    commit(stayed, after)
+    assert first.committed(stayed) == Position(7, "a note")
+    with pytest.raises(errors.CommitFailedError):
+        commit(moved, before)
+    producer.close()
+    assert second.committed(moved) is None
+
+
+def test_whoever_has_the_lowest_lane_with_records_leads(
+    kafka: Kafka, make_topic: MakeTopic, sources: Sources
+) -> None:
+    topic, clock = make_topic(2), SkippingClock()
+    given = settings(kafka.bootstrap_servers, topic)
+    alone = settled(sources(given), 2)
+    assert alone.leads  # all are empty
+    write(kafka.bootstrap_servers, topic, numbered(1), partition=1)
+    alone.close()
+    first, second = sources(given, clock=clock), sources(given, clock=clock)
+    with polled(second, lambda _: None):
+        until(lambda: shared(first, second), "a lane each")
+        leads = {next(iter(s.lanes)).partition: s for s in (first, second)}
+        assert (leads[0].leads, leads[1].leads) == (False, True)
+        write(kafka.bootstrap_servers, topic, numbered(1), partition=0)
+        clock.ahead_s += ASK_EVERY_S
+        until(lambda: shared(first, second) and leads[0].leads and not leads[1].leads, "the lead to move")
+
+
+def test_without_kafka_the_last_leader_stays(own_kafka: OwnKafka, sources: Sources) -> None:
+    topic, clock = own_kafka.create_topic("sensors", partitions=2), SkippingClock()
+    write(own_kafka.bootstrap_servers, topic, numbered(1), partition=1)
+    source = settled(sources(settings(own_kafka.bootstrap_servers, topic), clock=clock), 2)
+    own_kafka.kill()
+    clock.ahead_s += ASK_EVERY_S
+    began_s = time.monotonic()
+    source.poll(0)
+    assert source.leads
+    assert time.monotonic() - began_s < 3
 
 
 def test_a_topic_that_is_deleted_meanwhile_is_not_created_anew(

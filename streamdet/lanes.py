@@ -149,11 +149,11 @@ class Lanes(dict[LaneId, Lane]):
             if newest is None or lane.repeating:
                 continue
             if lane.release is None or lane.release.version.id != newest.version.id:
-                lane.adopt(newest)
-                self._metrics.adoptions.inc()
-                if newest.warm and not self._warm:
+                if newest.warm and not (lane.alerting or self._warm):
                     self._warm = True
                     log.info("warm-up ended version=%s", newest.version.id)
+                lane.adopt(newest)
+                self._metrics.adoptions.inc()
 
     def _repeat(self, lane: Lane) -> None:
         while (adoption := lane.due) is not None:

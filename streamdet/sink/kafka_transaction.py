@@ -17,7 +17,7 @@ from typing import Any, Final
 from kafka import OffsetAndMetadata, errors
 from kafka.structs import TopicPartition
 
-from streamdet.broker.client import TOO_LARGE_ERRORS, Outage, Stopped, never, producer, refusal
+from streamdet.broker.client import ANSWER_S, TOO_LARGE_ERRORS, Outage, Stopped, never, producer, refusal
 from streamdet.clock import Clock
 from streamdet.config import Settings
 from streamdet.errors import BrokerError
@@ -60,6 +60,8 @@ class KafkaTransactor:
 
     def __init__(self, settings: Settings, name: str, clock: Clock, stopped: Stopped = never) -> None:
         self._settings = settings
+        self._clock = clock
+        self._stopped = stopped
         self._id = f"{settings.input.group_id}-{name}"
         self._outage = Outage(settings.kafka, clock, stopped, "transactor")
         self._source = f"streamdet/{settings.input.group_id}"
@@ -127,10 +129,22 @@ class KafkaTransactor:
         self._attempts: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         for topic in self._topics.names:
             self._outage.persist(partial(made.partitions_for, topic))
-        self._outage.persist(made.init_transactions)
+        self._outage.persist(partial(self._init, made))
         # A daemon: kafka-python may keep it waiting for good after its producer was closed.
         work = partial(_work, made, self._attempts)
         threading.Thread(target=work, name="transactions", daemon=True).start()
+
+    def _init(self, made: Any) -> None:  # noqa: ANN401 - kafka-python is untyped
+        """End what an earlier producer of the same id has begun; Kafka may take a while for it."""
+        end_s = self._clock.monotonic_s() + ANSWER_S
+        while True:
+            try:
+                made.init_transactions()  # waits for the same answer when called again
+            except errors.KafkaTimeoutError:
+                if self._stopped() or self._clock.monotonic_s() >= end_s:
+                    raise
+            else:
+                return
 
     def _lower_limits(self, error: BaseException) -> None:
         """Something was too large: ask for the limits again, and lower one where the answer explains nothing."""

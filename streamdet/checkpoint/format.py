@@ -85,7 +85,7 @@ def unpack(data: bytes | bytearray, name: str) -> Packed:
     Raises:
         RefusedError: the bytes are torn, tampered with, no checkpoint, or one of another format.
     """
-    metadata, arrays = _read(data, name)
+    metadata, arrays = read_safetensors(data, name)
     if metadata.get("format") != FORMAT:
         raise RefusedError("format", _other_format(metadata.get("format"), name))
     try:
@@ -151,7 +151,8 @@ def _code(name: str, dtype: np.dtype[Any]) -> str:
     return _DTYPES[dtype]
 
 
-def _read(data: bytes | bytearray, name: str) -> tuple[dict[str, str], dict[str, Array]]:
+def read_safetensors(data: bytes | bytearray, name: str) -> tuple[dict[str, str], dict[str, Array]]:
+    """Metadata and arrays of a safetensors file; RefusedError if it is torn, or none."""
     try:
         arrays = load(bytes(data))
         # The library has checked the header: it is JSON, as long as it says, and not deep.

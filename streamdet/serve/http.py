@@ -1,7 +1,7 @@
 """One small HTTP server in the worker: /metrics for Prometheus, /live and /ready for whoever starts and restarts it.
 
-It answers from threads of its own, also while the loop is stuck. There is no login: it shows counts, names of topics and
-reasons, never an event, and listens only where `serve.http` says.
+It answers from threads of its own, also while the loop is stuck. There is no login: it shows counts, names of topics
+and reasons, never an event, and listens only where `serve.http` says.
 """
 
 import logging
@@ -60,7 +60,7 @@ def serve(address: str, metrics: Metrics, health: Health) -> "Server":
 
 
 def _answer(reasons: Iterable[str]) -> Answer:
-    lines = "".join(f"{why}\n" for why in reasons)
+    lines = "".join(f"{' '.join(why.split())}\n" for why in reasons)  # an error may come in several lines
     return Answer(HTTPStatus.SERVICE_UNAVAILABLE, lines.encode()) if lines else OK
 
 
@@ -71,7 +71,7 @@ class Server:
         self._http = _ThreadingServer((host, port), partial(_Handler, pages))
         # The default interval of 0.5 s between looks at whether to stop would be the time that closing takes.
         self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(0.05,), name="http", daemon=True
+            target=self._http.serve_forever, args=(0.1,), name="http", daemon=True
         )
         self._thread.start()
 
@@ -99,8 +99,9 @@ class _ThreadingServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - as in the parent
         """Log what is wrong here; a client that went away is not."""
-        if not isinstance(sys.exception(), OSError):
-            log.error("http request failed client=%s", client_address[0], exc_info=True)
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("http request failed client=%s", client_address[0], exc_info=error)
 
 
 class _Handler(BaseHTTPRequestHandler):

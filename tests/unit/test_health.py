@@ -61,7 +61,7 @@ def test_a_worker_is_ready_once_nothing_stands_in_the_way(server: Server, health
     health.red("kafka", "no broker is connected")
     health.green(STARTING)
     health.red("kafka", "no broker answers")
-    health.red("checkpoint", "the disk is full")
+    health.red("checkpoint", "the disk\nis full")
     assert health.reasons().keys() == {"kafka", "checkpoint"}
     assert ask(server, "/ready")[:2] == (503, "kafka: no broker answers\ncheckpoint: the disk is full\n")
     health.green("kafka")

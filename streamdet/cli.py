@@ -280,6 +280,35 @@ def check(
     print(f"{config} is fine")
 
 
+@app.command()
+def checkpoints(
+    config: Annotated[Path, typer.Option("-c", "--config", help="Configuration file (YAML).")],
+    pin: Annotated[list[str] | None, typer.Option(help="Keep this one, by its name in the list.")] = None,
+    unpin: Annotated[list[str] | None, typer.Option(help="Let this one go in its time again.")] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete what is neither pinned nor among those to keep.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the checkpoints of a group, each read and checked; pin, unpin or prune them first.
+
+    Equal states have equal digests. Exit code 1 if the worker would refuse any of them.
+    """
+    from streamdet import config as configuration
+
+    _log(logging.WARNING)
+    settings = configuration.load(config)
+    from streamdet.stored import lines, look
+
+    entries = look(settings, pin or (), unpin or (), prune=prune)
+    if as_json:
+        _print_json({"url": settings.checkpoint.url, "checkpoints": entries})
+    else:
+        print("\n".join(lines(entries)))
+    if any("error" in entry for entry in entries):
+        raise typer.Exit(1)
+
+
 def _settings(config: Path | None, bootstrap_servers: str | None) -> Any:  # noqa: ANN401 - imported late
     from streamdet import config as configuration
 

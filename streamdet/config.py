@@ -278,7 +278,10 @@ class Commit(Section):
     """How often what was judged is made final; whichever is reached first commits."""
 
     every_ms: int = Field(
-        100, ge=0, le=60_000, description="Milliseconds between commits; an alert is visible after its commit."
+        100,
+        ge=0,
+        le=60_000,
+        description="Milliseconds between commits; an alert is visible after its commit.",
     )
     every_events: int = Field(50_000, ge=1, le=10_000_000, description="Records between commits.")
     transaction_timeout_ms: int = Field(
@@ -329,8 +332,8 @@ class Settings(Section):
     )
     delivery: Literal["exactly-once", "at-least-once"] = Field(
         "exactly-once",
-        description="exactly-once: alerts, dead letters and offsets in one transaction. at-least-once: after a crash alerts "
-        "may be repeated, with the same id; none is lost.",
+        description="What a crash may do to alerts: nothing (all goes out in transactions with the offsets), or repeat some, "
+        "with the same id. None is lost either way.",
     )
     commit: Commit = Field(Commit(), description="Commits.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")

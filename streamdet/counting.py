@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from streamdet.codec.decoder import Decoded
+from streamdet.delivery import Delivery
 from streamdet.events import Alert, LaneId, Mode, Records, Verdicts
 from streamdet.features.rows import Featured
 from streamdet.lane import Lane
@@ -42,7 +43,7 @@ def show(
     metrics: Metrics,
     lanes: Mapping[LaneId, Lane],
     lag: Mapping[LaneId, int],
-    commits: Mapping[str, int],
+    delivery: Delivery,
     learner: Learner | None,
 ) -> None:
     """What is a state rather than a count."""
@@ -52,7 +53,8 @@ def show(
             metrics.model.set(kept.release.version.trained_at)
     for lane, behind in lag.items():
         metrics.lag.labels(lane.topic, str(lane.partition)).set(behind)
-    for outcome, times in commits.items():
+    metrics.final.set(delivery.records_final)
+    for outcome, times in delivery.outcomes.items():
         metrics.commits.labels(outcome).set(times)
     tables = [kept.features.entities for kept in lanes.values()]
     metrics.entities.set(sum(len(table) for table in tables))

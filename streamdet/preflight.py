@@ -18,10 +18,11 @@ from typing import Final
 from kafka.errors import KafkaError
 
 from streamdet.broker.client import missing_topic, text, topics_of
-from streamdet.checkpoint.store import CheckpointFolder, read_checkpoint
+from streamdet.checkpoint.shelf import LANE, Shelf
+from streamdet.checkpoint.store import LocalStore, Store, open_store
 from streamdet.clock import Clock, SystemClock
 from streamdet.config import Security, Settings
-from streamdet.errors import BrokerUnavailableError, CheckpointError, DeviceError, StreamdetError
+from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
 from streamdet.threshold.rolling import BINS
 
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
@@ -30,10 +31,10 @@ ANSWER_S: Final = 5.0
 TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 # Measured: a slot's histogram, its counters; its name in a dict, with a slot number; numpy grows by doubling.
-_HISTOGRAM_BYTES: Final = BINS * 8
+_HISTOGRAM_BYTES: Final = BINS * 4
 _COUNTERS_BYTES: Final = 5 * 8
 _NAME_BYTES: Final = 250
-# A checkpoint is put together in memory, twice: once as arrays, once as the file.
+# While a checkpoint is saved its state is there a second time, with room to grow, and as a file, which is smaller.
 _CHECKPOINT_COPIES: Final = 2
 # A polled record besides its bytes, and what becomes of it on its way: objects, rows, verdicts. Reckoned, not measured.
 _RECORD_BYTES: Final = 1_000
@@ -131,17 +132,15 @@ def _device(settings: Settings, findings: Findings) -> None:
 
 
 def _checkpoints(settings: Settings, findings: Findings) -> None:
-    url = settings.checkpoint.url
-    if "://" in url and not url.startswith("file://"):
-        findings.errors.append(f"checkpoint.url is {url!r}: only folders of this machine are known")
-        return
-    folder = Path(url.removeprefix("file://"))
     try:
-        _try_to_write(folder)
+        store = open_store(settings.checkpoint.url)
+        if isinstance(store, LocalStore):
+            _try_to_write(store.root)
+        _look_at_checkpoints(settings, store, findings)
     except OSError as error:
-        findings.errors.append(f"checkpoint.url: cannot write to {folder}: {error}")
-        return
-    _look_at_checkpoints(settings, folder, findings)
+        findings.errors.append(f"checkpoint.url: cannot write to {settings.checkpoint.url}: {error}")
+    except (CheckpointError, ConfigError) as error:
+        findings.errors.append(str(error))
 
 
 def _try_to_write(folder: Path) -> None:
@@ -158,29 +157,26 @@ def _try_to_write(folder: Path) -> None:
         raise PermissionError(f"it does not exist, and {there} may not be written to")
 
 
-def _look_at_checkpoints(settings: Settings, folder: Path, findings: Findings) -> None:
-    from streamdet.app import foreign_checkpoint  # imports torch
+def _look_at_checkpoints(settings: Settings, store: Store, findings: Findings) -> None:
+    from streamdet.app import foreign_schema  # imports torch
 
-    files = CheckpointFolder(folder, settings.checkpoint.keep).files()
-    for path in reversed(files):
-        try:
-            saved = read_checkpoint(path)
-        except CheckpointError as error:
-            findings.notes.append(f"checkpoint: {error}")
-            continue
-        foreign = foreign_checkpoint(settings, saved)
-        if foreign is None:
-            findings.notes.append(f"checkpoint: the worker goes on from {path}")
-        else:
-            findings.errors.append(
-                f"checkpoint.url: {path} {foreign}: set another checkpoint.url, or empty the folder to start cold"
-            )
+    shelf = Shelf(store, settings.input.group_id, settings.checkpoint.keep, SystemClock())
+    agreed = shelf.schema()
+    if agreed is None:
+        findings.notes.append(f"checkpoints: none in {store.url}, the worker will start cold")
         return
-    if files:
+    foreign = foreign_schema(settings, agreed)
+    if foreign is not None:
         findings.errors.append(
-            f"checkpoint.url: none of the {len(files)} checkpoints in {folder} can be used: restore one from a "
-            "backup, or empty the folder to start cold"
+            f"checkpoint.url: the checkpoints of group {settings.input.group_id!r} in {store.url} {foreign}: set another "
+            "checkpoint.url or input.group_id, or empty the folder to start cold"
         )
+        return
+    lanes = {(entry.topic, entry.partition) for entry in shelf.entries() if entry.kind == LANE}
+    partitions = "partition" if len(lanes) == 1 else "partitions"
+    findings.notes.append(
+        f"checkpoints: of {len(lanes)} {partitions} in {store.url}, the worker goes on from them"
+    )
 
 
 def _address(settings: Settings, findings: Findings) -> None:

@@ -256,7 +256,7 @@ class Worker:
 
     def _report(self) -> None:
         """What is a state rather than a count."""
-        show(self.metrics, self.lanes, self.source.lag(), self.delivery.outcomes, self.learner)
+        show(self.metrics, self.lanes, self.source.lag(), self.delivery, self.learner)
         for lane, kept in self.lanes.items():
             if kept.features.entities.evicted_total and lane not in self._full:
                 self._full.add(lane)

@@ -21,6 +21,10 @@ class Delivery(Protocol):
         """The number of the newest commit that counted; see `commit`."""
 
     @property
+    def records_final(self) -> int:
+        """Records whose outcome is final, since the start: over all workers of a group, each record counts once."""
+
+    @property
     def outcomes(self) -> Mapping[str, int]:
         """How often each outcome of a commit came about, since the start."""
 

@@ -26,10 +26,11 @@ class AtLeastOnce:
         self._sink = sink
         self._clock = clock
         self._positions: dict[LaneId, Position] = {}
-        self._records = 0
+        self._records: Counter[LaneId] = Counter()
         self._flushed = True
         self._committed_at_s = -math.inf
         self.final = 0
+        self.records_final = 0
         self.outcomes: Counter[str] = Counter()
 
     @property
@@ -50,13 +51,13 @@ class AtLeastOnce:
             self._sink.publish(alerts, rejects)
             self._flushed = False
         self._positions[lane] = position
-        self._records += records
+        self._records[lane] += records
 
     def turn(self) -> None:
         """Flush; then commit if that is due, as it costs a round trip."""
         self._flush()
         waited = self._clock.monotonic_s() - self._committed_at_s >= self._every_s
-        if self._positions and (waited or self._records >= self._every_records):
+        if self._positions and (waited or self._records.total() >= self._every_records):
             self._commit()
 
     def commit(self) -> int:
@@ -70,6 +71,7 @@ class AtLeastOnce:
         """Leave the offsets of these lanes to their new owners."""
         for lane in lanes:
             self._positions.pop(lane, None)
+            self._records.pop(lane, None)
 
     def close(self) -> None:
         """Release the sink."""
@@ -83,7 +85,8 @@ class AtLeastOnce:
     def _commit(self) -> None:
         self._source.commit(self._positions)
         self._positions = {}
-        self._records = 0
+        self.records_final += self._records.total()
+        self._records.clear()
         self._committed_at_s = self._clock.monotonic_s()
         self.final += 1
         self.outcomes["committed"] += 1

@@ -119,7 +119,8 @@ class UnderWay:
     """A commit that was begun and has not counted yet."""
 
     number: int
-    lanes: dict[LaneId, Held]
+    lanes: dict[LaneId, Held]  # but those that were lost since
+    judged: int  # records of the input behind it, of all lanes
     transaction: Transaction
     since_s: float
 
@@ -154,6 +155,7 @@ class ExactlyOnce:
         self._begun = 0
         self._begun_at_s = -math.inf
         self.final = 0
+        self.records_final = 0
         self.outcomes: Counter[str] = Counter()
 
     @property
@@ -219,7 +221,8 @@ class ExactlyOnce:
         records = [record for held in lanes.values() for record in held.records]
         positions = {lane: held.position for lane, held in lanes.items()}
         transaction = self._transactor.begin(records, positions, membership)
-        self._under_way = UnderWay(self._begun, lanes, transaction, self._begun_at_s)
+        judged = sum(held.judged for held in lanes.values())
+        self._under_way = UnderWay(self._begun, lanes, judged, transaction, self._begun_at_s)
 
     def _see_to_it(self) -> None:
         under_way = self._under_way
@@ -252,7 +255,9 @@ class ExactlyOnce:
         self._ended = False
         lanes = {lane: held for lane, held in under_way.lanes.items() if lane in mine}
         if all(self._reached(lane, held.position) for lane, held in lanes.items()):
-            self._counted(under_way)  # also where no lane is left: whoever has them now sees to them
+            # Where no lane is left, whoever has them now sees to them.
+            under_way.judged = sum(held.judged for held in lanes.values())
+            self._counted(under_way)
             return
         self.outcomes["aborted"] += 1
         self._under_way = None
@@ -269,4 +274,5 @@ class ExactlyOnce:
     def _counted(self, under_way: UnderWay) -> None:
         self._under_way = None
         self.final = under_way.number
+        self.records_final += under_way.judged
         self.outcomes["committed"] += 1

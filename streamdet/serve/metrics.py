@@ -51,10 +51,19 @@ class Metrics:
         self.checkpoint_seconds = Gauge(
             "streamdet_checkpoint_seconds", "Seconds that the newest checkpoint of a lane took", registry=r
         )
-        self.cold_starts = Counter("streamdet_cold_starts", "Partitions begun without a checkpoint", registry=r)
+        self.cold_starts = Counter(
+            "streamdet_cold_starts", "Partitions begun without a checkpoint", registry=r
+        )
         self.commits = Gauge("streamdet_commits", "Commits by outcome", ["outcome"], registry=r)
+        self.final = Gauge(
+            "streamdet_records_final",
+            "Records whose outcome is committed; summed over the workers of a group each counts once",
+            registry=r,
+        )
         self.trains = Gauge("streamdet_trains", "1 where this worker trains for its group", registry=r)
-        self.adoptions = Counter("streamdet_adoptions", "Changes of model version, over all lanes", registry=r)
+        self.adoptions = Counter(
+            "streamdet_adoptions", "Changes of model version, over all lanes", registry=r
+        )
         self.lost = Gauge(
             "streamdet_records_lost", "Records deleted from a topic before they were read", registry=r
         )

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from streamdet.checkpoint.store import CheckpointFolder
+from streamdet.checkpoint.shelf import Shelf
+from streamdet.checkpoint.store import open_store
+from streamdet.clock import SystemClock
 from streamdet.config import parse
 from streamdet.errors import ConfigError
+from streamdet.events import LaneId, Schema
 from streamdet.preflight import Findings, examine, memory_estimate_bytes
 
 
@@ -29,9 +32,8 @@ def one_error(findings: Findings) -> str:
     return findings.errors[0]
 
 
-def checkpoint(group_id: str = "streamdet", entity: str | None = None) -> dict[str, Any]:
-    schema = {"timestamp": None, "entity": entity, "numeric": ["x"], "categorical": []}
-    return {"group_id": group_id, "schema": schema}
+def shelf(tmp_path: Path, group_id: str = "streamdet") -> Shelf:
+    return Shelf(open_store(str(tmp_path / "state")), group_id, 3, SystemClock())
 
 
 def test_a_sound_configuration_has_no_errors_and_leaves_no_trace(tmp_path: Path) -> None:
@@ -88,38 +90,29 @@ def test_a_file_in_place_of_the_folder_is_an_error(tmp_path: Path, inside: str) 
     assert "checkpoint.url: cannot write to" in error
 
 
-def test_a_folder_elsewhere_is_an_error(tmp_path: Path) -> None:
-    assert "only folders of this machine" in one_error(checked(tmp_path, checkpoint={"url": "s3://bucket/x"}))
+def test_a_url_that_nothing_can_read_is_an_error(tmp_path: Path) -> None:
+    assert "nosuch://" in one_error(checked(tmp_path, checkpoint={"url": "nosuch://bucket/x"}))
 
 
-def test_a_checkpoint_of_this_stream_is_noted(tmp_path: Path) -> None:
-    path = CheckpointFolder(tmp_path / "state", 3).save(checkpoint())
+def test_how_many_partitions_have_checkpoints_is_noted(tmp_path: Path) -> None:
+    assert any("will start cold" in note for note in checked(tmp_path).notes)
+    kept = shelf(tmp_path)
+    kept.agree_on_schema(Schema(None, None, ("x",), ()).as_state())
+    for partition in range(2):
+        kept.put_lane(LaneId("sensors", partition), "", 7, {"next_offset": 7})
     findings = checked(tmp_path)
     assert findings.errors == []
-    assert f"checkpoint: the worker goes on from {path}" in findings.notes
+    assert f"checkpoints: of 2 partitions in {tmp_path}/state, the worker goes on from them" in findings.notes
 
 
-def test_an_older_checkpoint_stands_in_for_a_torn_one(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "state", 3)
-    sound, torn = folder.save(checkpoint()), folder.save(checkpoint())
-    torn.write_bytes(torn.read_bytes()[:20])
-    findings = checked(tmp_path)
-    assert findings.errors == []
-    assert any(str(torn) in note for note in findings.notes)
-    assert f"checkpoint: the worker goes on from {sound}" in findings.notes
+def test_checkpoints_of_another_stream_are_an_error(tmp_path: Path) -> None:
+    shelf(tmp_path).agree_on_schema(Schema(None, "device", ("x",), ()).as_state())
+    assert "were made with entity 'device', not None" in one_error(checked(tmp_path))
 
 
-def test_torn_checkpoints_alone_are_an_error(tmp_path: Path) -> None:
-    CheckpointFolder(tmp_path / "state", 3).save(checkpoint()).write_bytes(b"torn")
-    assert "none of the 1 checkpoints" in one_error(checked(tmp_path))
-
-
-def test_a_checkpoint_of_another_stream_is_an_error(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "state", 3)
-    folder.save(checkpoint(group_id="theirs"))
-    assert "is of group 'theirs', not 'streamdet'" in one_error(checked(tmp_path))
-    folder.save(checkpoint(entity="device"))
-    assert "was made with entity 'device', not None" in one_error(checked(tmp_path))
+def test_checkpoints_of_another_group_are_nobodys_business(tmp_path: Path) -> None:
+    shelf(tmp_path, "theirs").agree_on_schema(Schema(None, "device", ("x",), ()).as_state())
+    assert checked(tmp_path).errors == []
 
 
 def test_an_address_in_use_is_an_error(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ class KafkaSource:
         """For `send_offsets_to_transaction`: the group's metadata, and which of the lanes may be committed with them.
 
         Whatever happens to the group from here on, Kafka refuses the commit before it lets another worker have one of
-        these lanes.
+        these lanes. None and no lanes amid a rebalance, which goes on with the next poll.
         """
         return self._group.membership(lanes)
 

@@ -77,6 +77,8 @@ class Group:
     def membership(self, lanes: Iterable[LaneId]) -> tuple[Any, frozenset[LaneId]]:
         """What a transaction takes to commit offsets as this member, and which of the lanes are still this worker's.
 
+        None and no lanes amid a rebalance: a commit would most likely come too late.
+
         With the metadata of a generation Kafka refuses a commit once the group has moved beyond that generation. It is
         that of the last update which found the group settled, and only then are the lanes looked at: those revoked up
         to that generation are left out. One that is revoked later comes to another worker in a still later generation
@@ -84,6 +86,8 @@ class Group:
         kafka-python's own metadata of this moment would not do: they are of the next generation as soon as Kafka's
         answer is there, while what that generation takes away is noted by the next poll.
         """
+        if self._consumer.group_metadata().state != MemberState.STABLE:
+            return None, frozenset()
         return self._joined, self.mine().intersection(lanes)
 
     def committed(self, lane: LaneId) -> Position | None:

@@ -29,7 +29,8 @@ from streamdet.evaluate.labels import CsvLabels, JsonLabels
 from streamdet.evaluate.outcome import Outcome
 from streamdet.evaluate.scores import ScoresWriter
 from streamdet.events import LaneId, Records, Schema, State
-from streamdet.keeping import Keeper
+from streamdet.keeping import Keeper, timelines
+from streamdet.lane import Adoption
 from streamdet.lanes import Lanes
 from streamdet.learn.learner import Learner
 from streamdet.models.device import choose_device
@@ -50,6 +51,14 @@ log = logging.getLogger(__name__)
 SAMPLE_WAIT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Which lanes adopted which model versions where, and the shelf that has those."""
+
+    shelf: Shelf
+    adoptions: Mapping[LaneId, Sequence[Adoption]]
+
+
 def build(
     settings: Settings,
     *,
@@ -58,10 +67,12 @@ def build(
     delivery: Delivery,
     codec: Codec,
     clock: Clock,
+    health: Health | None = None,
     shelf: Shelf | None = None,
+    recorded: Recorded | None = None,
     observers: Sequence[Observer] = (),
 ) -> Worker:
-    """A worker over these parts, on the device of the settings.
+    """A worker over these parts, on the device of the settings; with a recorded timeline it does not train.
 
     Raises:
         DeviceError: the device is not there and may not be replaced.
@@ -75,7 +86,9 @@ def build(
     log.info("scoring device=%s features=%s", device, ",".join(schema.columns))
     reject = settings.input.unusable == "reject"
     background = Background()
-    releases = Releases(shelf, background, schema.columns, device, clock)
+    of_models = recorded.shelf if recorded is not None else shelf
+    releases = Releases(of_models, background, schema.columns, device, clock)
+    adoptions = recorded.adoptions if recorded is not None else None
     return Worker(
         settings=settings,
         schema=schema,
@@ -83,14 +96,15 @@ def build(
         decoder=Decoder(codec, schema, settings.input.max_record_bytes, reject_unusable=reject),
         delivery=delivery,
         make_learner=lambda: Learner(settings, schema.columns, device, clock),
-        lanes=Lanes(settings, schema, source, shelf, releases, metrics),
+        lanes=Lanes(settings, schema, source, shelf, releases, metrics, adoptions),
         releases=releases,
         keeper=Keeper(shelf, background, settings.checkpoint, clock, metrics),
         background=background,
         metrics=metrics,
-        health=Health(clock),
+        health=Health(clock) if health is None else health,
         clock=clock,
         shelf=shelf,
+        trains=recorded is None,
         observers=observers,
     )
 
@@ -105,8 +119,14 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
 
     stop = Signals()
     stop.install()
-    log.info("starting version=%s kafka=%s", __version__, settings.kafka.bootstrap_servers)
     clock = SystemClock()
+    health = Health(clock)
+
+    def stopped() -> bool:
+        health.beat()  # asked during every wait: whoever waits for Kafka is not stuck
+        return stop.requested
+
+    log.info("starting version=%s kafka=%s", __version__, settings.kafka.bootstrap_servers)
     store = open_store(settings.checkpoint.url)
     shelf = Shelf(store, settings.input.group_id, settings.checkpoint.keep, clock)
     name = settings.input.instance_id or take_name(store)
@@ -117,13 +137,13 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
             writer = stack.enter_context(ScoresWriter(scores))
             observers.append(writer)
         stays = settings.input.instance_id is not None
-        source = KafkaSource(settings, clock, lambda: stop.requested, instance=name, stays=stays)
+        source = KafkaSource(settings, clock, stopped, instance=name, stays=stays)
         # Whatever comes: a worker that stays in the group unseen holds up the others.
         stack.callback(source.close)
         schema = _live_schema(settings, source, shelf, stop)
         if schema is None:  # stopped before the first record
             return
-        delivery = _delivery(settings, source, name, clock, stop)
+        delivery = _delivery(settings, source, name, clock, stopped)
         stack.callback(delivery.close)
         codec = JsonCodec(schema, reject_unusable=settings.input.unusable == "reject")
         worker = build(
@@ -133,9 +153,11 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
             delivery=delivery,
             codec=codec,
             clock=clock,
+            health=health,
             shelf=shelf,
             observers=observers,
         )
+        worker.lost = source.lost.total
         if settings.serve.http is not None:
             stack.callback(_serve(worker, settings.serve.http).close)
         log.info(
@@ -153,14 +175,11 @@ def _delivery(
     source: Any,  # noqa: ANN401 - a KafkaSource, which is imported where it is used
     name: str | None,
     clock: Clock,
-    stop: StopSignal,
+    stopped: Callable[[], bool],
 ) -> Delivery:
     from streamdet.delivery.exactly_once import ExactlyOnce
     from streamdet.sink.kafka import KafkaSink
     from streamdet.sink.kafka_transaction import KafkaTransactor
-
-    def stopped() -> bool:
-        return stop.requested
 
     if settings.delivery == "at-least-once":
         return AtLeastOnce(settings.commit, source, KafkaSink(settings, clock, stopped), clock)
@@ -179,6 +198,7 @@ class Replay:
     label: str | None = None  # None: `label`, if there is such a column
     report: Path | None = None
     speed: float | None = None  # None: as fast as possible
+    timeline: str | None = None  # URL of checkpoints whose versions to use, where they were adopted
 
 
 def replay(
@@ -216,6 +236,9 @@ def replay(
             observers.append(watch(recording))
         sink = outcome.beside(JsonLinesSink(*(None if w is None else w.file for w in whole)))
         delivery = AtLeastOnce(settings.commit, source, sink, clock)
+        recorded = None
+        if what.timeline is not None:
+            recorded = _recorded(what.timeline, settings, recording, clock)
         worker = build(
             settings,
             schema=schema,
@@ -223,6 +246,7 @@ def replay(
             delivery=delivery,
             codec=codec,
             clock=clock,
+            recorded=recorded,
             observers=observers,
         )
         compile_kernels()
@@ -247,6 +271,24 @@ def replay(
     if what.report is not None:
         summary["report"] = str(outcome.write_report(what.report, summary))
     return summary
+
+
+def _recorded(url: str, settings: Settings, recording: RecordingSource, clock: Clock) -> Recorded:
+    """The timeline of a group.
+
+    Raises:
+        ConfigError: there is none for these lanes.
+    """
+    shelf = Shelf(open_store(url), settings.input.group_id, settings.checkpoint.keep, clock)
+    adoptions = timelines(shelf)
+    missing = sorted(recording.lanes - adoptions.keys())
+    if missing:
+        raise ConfigError(
+            f"--timeline {url}: group {settings.input.group_id!r} has no checkpoint of {', '.join(map(str, missing))}; "
+            "a timeline belongs to a lossless recording of the same partitions (streamdet record) and to the "
+            "configuration of the worker"
+        )
+    return Recorded(shelf, adoptions)
 
 
 def compile_kernels() -> None:

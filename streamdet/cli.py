@@ -108,6 +108,12 @@ def replay(
         float | None,
         typer.Option(min=1e-6, help="Multiple of the recorded pace; as fast as possible if left out."),
     ] = None,
+    timeline: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or URL of a group's checkpoints: judge by its models, each adopted where it was live."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -127,7 +133,7 @@ def replay(
 
     stop = Signals()
     stop.install()
-    what = Replay(recordings, alerts, scores, dead_letters, label, report, speed)
+    what = Replay(recordings, alerts, scores, dead_letters, label, report, speed, timeline)
     with progress() as watch:
         summary = judge(what, settings, stop, watch)
     if as_json:

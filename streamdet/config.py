@@ -128,8 +128,8 @@ class Input(Section):
     instance_id: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
-        description="Name of this worker in the group, kept over restarts (static membership): its partitions wait for it. "
-        "Without one, workers that share a checkpoint folder take free names there.",
+        description="Name of this worker in the group, kept over restarts (static membership): its partitions wait "
+        "for it. Without one, workers that share a checkpoint folder take free names there.",
     )
     session_timeout_ms: int = Field(
         20_000,
@@ -332,8 +332,8 @@ class Settings(Section):
     )
     delivery: Literal["exactly-once", "at-least-once"] = Field(
         "exactly-once",
-        description="What a crash may do to alerts: nothing (all goes out in transactions with the offsets), or repeat some, "
-        "with the same id. None is lost either way.",
+        description="What a crash may do to alerts: nothing (all goes out in transactions with the offsets), or repeat "
+        "some, with the same id. None is lost either way.",
     )
     commit: Commit = Field(Commit(), description="Commits.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from streamdet.checkpoint.background import Background
 from streamdet.checkpoint.freeze import Buffers, freeze_now
-from streamdet.checkpoint.shelf import Shelf
+from streamdet.checkpoint.shelf import LANE, Shelf
 from streamdet.clock import Clock
 from streamdet.config import Checkpoint
 from streamdet.events import LaneId, State
-from streamdet.lane import Lane
+from streamdet.lane import Adoption, Lane
 from streamdet.learn.learner import Learner
 from streamdet.serve.metrics import Metrics
 
@@ -124,3 +124,23 @@ def _tree(lanes: Mapping[LaneId, Lane], learner: Learner | None) -> State:
     if learner is not None:
         tree["learner"] = learner.state()
     return tree
+
+
+def timelines(shelf: Shelf) -> dict[LaneId, list[Adoption]]:
+    """Which versions the lanes of a group adopted where, by the newest sound checkpoint of each.
+
+    Raises:
+        CheckpointError: the store fails.
+    """
+    places = {
+        (LaneId(entry.topic, entry.partition), entry.topic_id or "")
+        for entry in shelf.entries()
+        if entry.kind == LANE and entry.topic is not None and entry.partition is not None
+    }
+    found: dict[LaneId, tuple[int, list[Adoption]]] = {}
+    for lane, topic_id in sorted(places):
+        newest = shelf.lane(lane, topic_id, None)
+        if newest is not None and newest.state["next_offset"] >= found.get(lane, (-1, []))[0]:
+            timeline = [Adoption(*adoption) for adoption in newest.state["timeline"]]
+            found[lane] = newest.state["next_offset"], timeline
+    return {lane: timeline for lane, (_, timeline) in found.items()}

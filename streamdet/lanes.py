@@ -5,6 +5,7 @@ offset, reading from there, the recorded adoptions where they were made, and not
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from streamdet.checkpoint.shelf import Shelf
 from streamdet.config import Settings
 from streamdet.errors import CheckpointError
 from streamdet.events import Batch, LaneId, Records, Schema
-from streamdet.lane import Lane, read
+from streamdet.lane import Adoption, Lane, read
 from streamdet.releases import Releases
 from streamdet.serve.metrics import Metrics
 from streamdet.source import Source
@@ -21,7 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class Lanes(dict[LaneId, Lane]):
-    """The lanes that are this worker's at the moment."""
+    """The lanes that are this worker's at the moment.
+
+    `recorded` are adoptions that lanes without state repeat from their beginning, as in a replay by a timeline.
+    """
 
     def __init__(
         self,
@@ -31,8 +35,10 @@ class Lanes(dict[LaneId, Lane]):
         shelf: Shelf | None,
         releases: Releases,
         metrics: Metrics,
+        recorded: Mapping[LaneId, Sequence[Adoption]] | None = None,
     ) -> None:
         super().__init__()
+        self._recorded = recorded or {}
         self._settings = settings
         self._schema = schema
         self._source = source
@@ -75,6 +81,7 @@ class Lanes(dict[LaneId, Lane]):
             log.info("lane=%s goes on at=%d published_below=%d", lane, begun.next_offset, begun.published)
         else:
             begun.next_offset = begun.published
+            begun.recall(self._recorded.get(lane, ()))
             self._say_cold(begun, refusal, new=committed is None)
         self[lane] = begun
 

@@ -168,8 +168,8 @@ def _look_at_checkpoints(settings: Settings, store: Store, findings: Findings) -
     foreign = foreign_schema(settings, agreed)
     if foreign is not None:
         findings.errors.append(
-            f"checkpoint.url: the checkpoints of group {settings.input.group_id!r} in {store.url} {foreign}: set another "
-            "checkpoint.url or input.group_id, or empty the folder to start cold"
+            f"checkpoint.url: the checkpoints of group {settings.input.group_id!r} in {store.url} {foreign}: set "
+            "another checkpoint.url or input.group_id, or empty the folder to start cold"
         )
         return
     lanes = {(entry.topic, entry.partition) for entry in shelf.entries() if entry.kind == LANE}

@@ -30,7 +30,7 @@ from streamdet.lanes import Lanes
 from streamdet.learn.learner import Learner
 from streamdet.models.release import Release
 from streamdet.releases import Releases
-from streamdet.serve.health import Health
+from streamdet.serve.health import STARTING, Health
 from streamdet.serve.metrics import Metrics
 from streamdet.source import Source
 
@@ -87,6 +87,8 @@ class Worker:
     health: Health
     clock: Clock
     shelf: Shelf | None = None
+    lost: Callable[[], int] = lambda: 0  # records that were deleted from a topic before they were read
+    trains: bool = True  # False: models come by a recorded timeline alone
     observers: Sequence[Observer] = ()
     learner: Learner | None = None
     _started_s: float = 0.0
@@ -98,6 +100,7 @@ class Worker:
         self.releases.look_now()
         # A recording knows its lanes before the first poll, which would read from its beginning.
         self.follow(Batch(()))
+        self.health.green(STARTING)
 
     def room(self) -> int:
         """How many records may be judged before something has to happen; 0: none, for the moment."""
@@ -105,8 +108,9 @@ class Worker:
             return 0
         if self.learner is not None:
             return self.learner.room()
+        waits = self.trains and self.releases.newest is None and self.lanes
         waited_s = self.clock.monotonic_s() - self._started_s
-        return 0 if self.releases.newest is None and waited_s < FIRST_MODEL_S else ANY
+        return 0 if waits and waited_s < FIRST_MODEL_S else ANY
 
     def follow(self, batch: Batch) -> Batch:
         """Begin the lanes that the group gave to this worker, and drop those that it took away.
@@ -207,7 +211,8 @@ class Worker:
 
     def _lead_or_follow(self) -> None:
         """Train if the lane whose owner trains is this worker's; else take over what another one trains."""
-        if self.source.leads and self.learner is None:
+        leads = self.trains and self.source.leads
+        if leads and self.learner is None:
             self.learner = self.make_learner()
             found = self.shelf.learner() if self.shelf is not None else None
             if found is not None:
@@ -216,11 +221,11 @@ class Worker:
             if self.learner.release is not None:
                 self.releases.keep(self.learner.release)
                 self.releases.newest = self.learner.release
-        elif not self.source.leads and self.learner is not None:
+        elif not leads and self.learner is not None:
             log.info("another worker trains from now on")
             self.learner.close(wait=False)
             self.learner = None
-        if self.learner is None:
+        if self.learner is None and self.trains:
             self.releases.follow()
 
     def _score(self, parts: Sequence[tuple[Lane, Rows]]) -> list[Floats]:
@@ -256,6 +261,10 @@ class Worker:
 
     def _report(self) -> None:
         """What is a state rather than a count."""
+        lost = self.lost()
+        self.metrics.lost.set(lost)
+        if lost:  # until somebody restarts the worker: nothing brings them back
+            self.health.red("records", f"{lost} records were deleted before they were read: see the log")
         show(self.metrics, self.lanes, self.source.lag(), self.delivery, self.learner)
         for lane, kept in self.lanes.items():
             if kept.features.entities.evicted_total and lane not in self._full:

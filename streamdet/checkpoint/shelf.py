@@ -48,6 +48,7 @@ class Entry(NamedTuple):
     name: str
     kind: str  # lane, learner or release
     topic: str | None
+    topic_id: str | None
     partition: int | None
     at: int  # next offset of a lane, events seen by the learner, milliseconds since 1970 of a release
     size: int  # bytes
@@ -276,5 +277,7 @@ def _is_file(name: str) -> bool:
 def _entry(name: str, size: int, *, pinned: bool) -> Entry:
     parts = name.split("/")
     if parts[1] == "lanes":
-        return Entry(name, LANE, unquote(parts[2]), int(parts[4]), _at(name), size, pinned)
-    return Entry(name, LEARNER if parts[1] == "learner" else RELEASE, None, None, _at(name), size, pinned)
+        topic_id = "" if parts[3] == _NO_TOPIC_ID else unquote(parts[3])
+        return Entry(name, LANE, unquote(parts[2]), topic_id, int(parts[4]), _at(name), size, pinned)
+    kind = LEARNER if parts[1] == "learner" else RELEASE
+    return Entry(name, kind, None, None, None, _at(name), size, pinned)

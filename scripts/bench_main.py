@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import bench_checkpoint
 import bench_latency
 import bench_memory
 import bench_quality
@@ -25,6 +26,10 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], str]] = {
     ),
     "startup": (bench_startup.measure, "seconds until --help is printed and until `run` polls"),
     "memory": (bench_memory.measure, "resident memory after 1 million and after 10 million events"),
+    "checkpoint": (
+        bench_checkpoint.measure,
+        "what saving costs the loop, and how long and how large a save is",
+    ),
     "quality": (bench_quality.measure, "ROC-AUC and alerts of a plain replay on labelled recordings"),
 }
 

@@ -45,11 +45,17 @@ class Leading:
         if not at_once and now_s - self._asked_s < ASK_EVERY_S:
             return
         self._asked_s = now_s
-        for topic in self._topics:
-            self._known |= self._reader.partitions(topic)
+        self._know({tp for topic in self._topics for tp in self._reader.partitions(topic)})
         below = [tp for tp in self._known if self._first is None or tp < self._first]
         if below:
             self._first = _lowest_used(self._ends(below)) or self._first
+
+    def _know(self, partitions: set[TopicPartition]) -> None:
+        """Take over what there is at present: topics get more partitions, and some are deleted for good."""
+        if partitions:
+            self._known = partitions
+        if self._first not in self._known:
+            self._first = None
 
     def forget(self, topics: Collection[str]) -> None:
         """These were made anew: their lanes are empty, as far as is known."""

@@ -1,1 +1,1 @@
-"""State that survives: one digest-checked whole, written atomically."""
+"""State that survives: digest-checked wholes, written atomically, in a folder or any other store."""

@@ -12,6 +12,7 @@ another wrote. What a name says is said again inside the file, under the digest:
 import itertools
 import json
 import logging
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 # A version is some tens of kilobytes. A replay along a timeline wants them all; a folder must not grow for ever.
 RELEASES_KEPT = 200
 _SUFFIX = ".safetensors"
+_FILE = re.compile(r"[^/]+/(lanes/[^/]+/[^/]+/[0-9]+|learner|models)/[0-9]{15,20}-[^/]+" + re.escape(_SUFFIX))
 _PIN = ".pin"
 _NO_TOPIC_ID = "-"
 LANE, LEARNER, RELEASE = "lane", "learner", "release"
@@ -270,8 +272,7 @@ def _version(name: str) -> str:
 
 def _is_file(name: str) -> bool:
     """Whether a name is one of ours; others are nobody's business."""
-    stem, dash, _ = _stem(name).partition("-")
-    return name.endswith(_SUFFIX) and bool(dash) and stem.isascii() and stem.isdecimal()
+    return _FILE.fullmatch(name) is not None
 
 
 def _entry(name: str, size: int, *, pinned: bool) -> Entry:

@@ -9,17 +9,13 @@ import fcntl
 import itertools
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-# Until the worker reads and writes by way of a shelf.
-from streamdet.checkpoint.folder import CheckpointFolder, read_checkpoint
 from streamdet.errors import CheckpointError, ConfigError
 
-__all__ = [
-    "CheckpointFolder", "FsspecStore", "LocalStore", "NotThereError", "Store", "open_store", "read_checkpoint",
-]  # fmt: skip
 _PART = re.compile(r".*\.part-\d+-\d+")
 _S3 = {"s3", "s3a"}
 # The worker lives without a store for a while, and says so; a thread that waits for minutes says nothing.
@@ -107,7 +103,8 @@ class LocalStore:
     def __init__(self, url: str, root: Path) -> None:
         self.url = url
         self.root = root
-        self._numbers = itertools.count()
+        # From anywhere: workers in containers have the same process number, and may share the folder.
+        self._numbers = itertools.count(secrets.randbelow(1 << 32))
         self._clear()
 
     def put(self, name: str, data: bytes | bytearray) -> None:

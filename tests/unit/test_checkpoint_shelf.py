@@ -218,9 +218,13 @@ def test_files_of_other_names_are_nobodys_business(store: LocalStore, shelf: She
     others = ["notes.txt", "backup.safetensors", "²-x.safetensors", "00000000000000000009-x.safetensors.old"]
     for other in others:
         (folder / other).write_text("keep me")
+    elsewhere = store.root / "group" / "lanes" / Path(name).name
+    shutil.copy(store.root / name, elsewhere)
     for at in range(2, 9):
         shelf.put_lane(LANE, "id", at, STATE)
+    shelf.prune()
     assert offsets(shelf) == [6, 7, 8]
+    assert elsewhere.exists()
     assert {path.name for path in folder.iterdir()} > set(others)
 
 
@@ -277,7 +281,7 @@ def test_a_list_says_what_there_is(shelf: Shelf) -> None:
     shelf.pin(name)
     shelf.put_release("v1", STATE)
     lane, release = shelf.entries()
-    assert lane[:5] == (name, "lane", "sensors", 3, 17)
+    assert lane[:6] == (name, "lane", "sensors", "id", 3, 17)
     assert (lane.pinned, lane.size > 100) == (True, True)
     assert (release.kind, release.topic, release.partition, release.pinned) == ("release", None, None, False)
     assert 1_700_000_000_000 < release.at < 1_700_001_000_000

@@ -6,7 +6,9 @@ both as for the real ones.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +16,8 @@ import numpy as np
 
 from streamdet.app import build
 from streamdet.checkpoint.shelf import Shelf
-from streamdet.clock import Clock
+from streamdet.checkpoint.store import open_store
+from streamdet.clock import Clock, SystemClock
 from streamdet.codec.json import JsonCodec
 from streamdet.config import parse
 from streamdet.delivery.at_least_once import AtLeastOnce
@@ -261,6 +264,82 @@ def worker_over(
         shelf=shelf,
         observers=observers,
     )
+
+
+class Group:
+    """What outlives a worker: what its group has committed, and what it keeps in a folder.
+
+    Each worker has a source and a view of the shelf of its own, as if it were a process of its own.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.offsets: dict[LaneId, int] = {}
+        self.notes: dict[LaneId, str] = {}
+
+    def copied(self, folder: Path) -> "Group":
+        """The same, for a test to change."""
+        other = Group(folder, self.keep)
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        other.offsets |= self.offsets
+        other.notes |= self.notes
+        return other
+
+    @property
+    def shelf(self) -> Shelf:
+        """A view of what is kept. Names of releases begin with the time: so it is one that passes."""
+        return Shelf(open_store(str(self.folder)), "group", self.keep, SystemClock())
+
+    def source(self, lanes: Mapping[LaneId, Sequence[bytes | None]], **how: Any) -> FakeSource:
+        """A member's view of the topic."""
+        return FakeSource(lanes, self.offsets, notes=self.notes, **how)
+
+    def worker(self, source: Source, sink: Sink | None = None, **given: Any) -> Worker:
+        """A member, with what `worker_over` takes."""
+        sink = FakeSink() if sink is None else sink
+        return worker_over(source, sink, **{"shelf": self.shelf, **given})
+
+    def saved(self, lane: LaneId) -> list[int]:
+        """The next offsets of the checkpoints that there are of a lane."""
+        entries = self.shelf.entries()
+        return [e.at for e in entries if (e.topic, e.partition) == (lane.topic, lane.partition)]
+
+
+# A file takes milliseconds; a test that has to wait for longer has failed.
+WRITTEN_MAX_S = 20.0
+
+
+def turn(worker: Worker) -> list[Part]:
+    """Once round the loop of `run`, without an end."""
+    batch = worker.follow(worker.source.poll(worker.room()))
+    parts = worker.judge(batch)
+    worker.publish(parts)
+    worker.learn(parts)
+    worker.save_if_due()
+    worker.health.beat()
+    return parts
+
+
+def turn_until(worker: Worker, lane: LaneId, offset: int) -> None:
+    """Go round until the lane has come so far, which must be within its values."""
+    while lane not in worker.lanes or worker.lanes[lane].next_offset < offset:
+        turn(worker)
+
+
+def save(worker: Worker, clock: SteppingClock) -> None:
+    """Let the time for a save come, and go round until it is written and taken note of."""
+    clock.now_s += worker.settings.checkpoint.every_s
+    for _ in range(4):  # room for the snapshot, taking note of that, the snapshot, taking note of that
+        worker.save_if_due()
+        assert worker.background.drain(WRITTEN_MAX_S)
+
+
+def crash(worker: Worker) -> None:
+    """Leave the worker where it is, as a kill does; only its threads end, and what they had not begun is lost."""
+    worker.background.close()
+    if worker.learner is not None:
+        worker.learner.close()
 
 
 def counted(worker: Worker, name: str, **labels: str) -> float:

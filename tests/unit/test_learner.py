@@ -1,6 +1,9 @@
 """The learner changes the model at fixed event counts, so that neither batches nor restarts change what is learnt."""
 
 import math
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,25 +12,41 @@ import pytest
 import torch
 from strategies import names_of, normal_rows
 
+from streamdet.checkpoint.format import digest
+from streamdet.checkpoint.freeze import freeze_now
 from streamdet.clock import SystemClock
 from streamdet.config import Settings
 from streamdet.decide import judge
-from streamdet.events import Mode, Rows, Verdicts
-from streamdet.learn.learner import FIRST_RUN, Learner
+from streamdet.events import LaneId, Mode, Rows, State, Verdicts
+from streamdet.learn.learner import FIRST_RUN, WAIT_S, Learner
+from streamdet.learn.trainer import train
+from streamdet.models.release import Release
 from streamdet.models.version import ModelVersion
 from streamdet.threshold.rolling import RollingLimits
 
+LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
 CPU = torch.device("cpu")
 COLUMNS = 3
 N = 3000
 WARMUP, EVERY, LAG = 600, 1024, 300
 LATER = WARMUP + EVERY  # the first run after the warm-up
 ROWS = normal_rows(N, COLUMNS, seed=11)
+# A run takes a fraction of a second; a test that waits for longer has failed.
+READY_MAX_S = 60.0
 
 
 def settings_of(**learning: Any) -> Settings:
     chosen = {"warmup": WARMUP, "every": EVERY, "lag": LAG, "buffer": 512} | learning
     return Settings.model_validate({"learning": chosen, "limit": {"alert_rate": 0.02, "window": 1000}})
+
+
+def at_last(learner: Learner) -> Release:
+    """What it adopts, once the run that it waits for is ready."""
+    deadline_s = time.monotonic() + READY_MAX_S
+    while (release := learner.adopt()) is None:
+        assert learner.room() == 0
+        assert time.monotonic() < deadline_s
+    return release
 
 
 @dataclass
@@ -61,32 +80,28 @@ class Stream:
         raw = np.full(n, np.nan) if self.model is None else self.model.score(rows)
         nobody = np.zeros(n, np.int64), np.zeros(n, np.bool_)
         verdicts = judge(raw, *nobody, self.limits, alerting=self.learner.warm)
-        self.learner.observe([(rows, verdicts)], self.model, self.limits.lane_limit)
         self.at += n
+        self.learner.observe([(rows, verdicts)], {LANE: self.at}, self.limits.lane_limit)
         self.scores += raw.tolist()
         self.modes += verdicts.mode.tolist()
-        before, self.model = self.model, self.learner.adopt(self.model)
-        if self.model is not None and self.model is not before:
-            self.adopted.append((self.at, self.model.id))
-            if before is not None:
-                held_out = self.learner.held_out()
-                self.limits.rescale(before.score(held_out), self.model.score(held_out))
+        release = self.learner.adopt()
+        while not self.learner.room():  # its run goes on
+            release = self.learner.adopt()
+        if release is not None:
+            if self.model is not None:
+                self.limits.rescale(release.scores_by(self.model), release.scores_by(release.version))
+            self.model = release.version
+            self.adopted.append((self.at, release.version.id))
 
-    def saved(self) -> dict[str, Any]:
-        limits = {
-            name: array.copy() for name, array in self.limits.state().items()
-        }  # a file has them at once
-        state: dict[str, Any] = {"learner": self.learner.state(), "limits": limits}
-        if self.model is not None:
-            state["model"] = self.learner.save_model(self.model)
-        return state
+    def saved(self) -> State:
+        return freeze_now({"learner": self.learner.state(), "limits": self.limits.state()})
 
     @classmethod
-    def restored(cls, settings: Settings, state: dict[str, Any], at: int, seed: int) -> "Stream":
+    def restored(cls, settings: Settings, state: State, at: int, seed: int) -> "Stream":
         stream = cls(settings, seed)
-        if "model" in state:
-            stream.model = stream.learner.load_model(state["model"])
-        stream.learner.restore(state["learner"], stream.model)
+        stream.learner.restore(state["learner"])
+        if stream.learner.release is not None:
+            stream.model = stream.learner.release.version
         stream.limits.restore(state["limits"])
         stream.at = at
         return stream
@@ -193,8 +208,8 @@ def test_a_start_with_too_few_normal_rows_is_left_out_and_the_next_one_is_kept(
     n = FIRST_RUN
     nothing = np.zeros(n, np.bool_)
     verdicts = Verdicts(np.full(n, 9.0), np.full(n, 1.0), np.full(n, 2, np.uint8), ~nothing, nothing, nothing)
-    learner.observe([(ROWS[:n], verdicts)], None, math.nan)
-    assert learner.adopt(None) is None
+    learner.observe([(ROWS[:n], verdicts)], {LANE: n}, math.nan)
+    assert learner.adopt() is None
     assert learner.room() == FIRST_RUN
     assert "too few normal rows" in caplog.text
     learner.close()
@@ -207,8 +222,105 @@ def test_several_lanes_in_a_batch_count_together() -> None:
     verdicts = Verdicts(
         np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, np.uint8), ~all_of, all_of, all_of
     )
-    learner.observe([(ROWS[:n], verdicts), (ROWS[n : 2 * n], verdicts)], None, math.nan)
-    model = learner.adopt(None)
+    learner.observe([(ROWS[:n], verdicts), (ROWS[n : 2 * n], verdicts)], {LANE: n, OTHER: n}, math.nan)
+    release = at_last(learner)
     learner.close()
-    assert model is not None
-    assert learner.seen == FIRST_RUN == model.trained_at
+    assert learner.seen == FIRST_RUN == release.version.trained_at
+    assert learner.positions == {LANE: n, OTHER: n}
+
+
+class SlowRuns:
+    """Runs that train as ever, but give nothing before they are let go."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def train(self, *args: Any) -> ModelVersion:
+        assert self.let_go.wait(READY_MAX_S)
+        return train(*args)
+
+
+@pytest.fixture
+def slow_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowRuns]:
+    """No argument leads to the training; so it is replaced by name."""
+    slow = SlowRuns()
+    monkeypatch.setattr("streamdet.learn.learner.train", slow.train)
+    yield slow
+    slow.let_go.set()
+
+
+def unjudged(n: int) -> Verdicts:
+    """As they are before there is a model."""
+    nothing, all_of = np.zeros(n, np.bool_), np.ones(n, np.bool_)
+    return Verdicts(np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, np.uint8), nothing, all_of, all_of)
+
+
+def test_an_adoption_whose_run_is_not_ready_comes_at_the_same_count_later_and_holds_nothing_up(
+    whole: Stream, slow_runs: SlowRuns
+) -> None:
+    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner.observe([(ROWS[:FIRST_RUN], unjudged(FIRST_RUN))], {LANE: FIRST_RUN}, math.nan)
+    for _ in range(2):
+        started_s = time.monotonic()
+        assert learner.adopt() is None
+        assert WAIT_S * 0.9 < time.monotonic() - started_s < WAIT_S + 1.0
+        assert learner.room() == 0
+    assert learner.waited_s > WAIT_S
+    slow_runs.let_go.set()
+    release = at_last(learner)
+    assert (learner.seen, release.version.id) == whole.adopted[0]
+    assert learner.room() == FIRST_RUN
+    assert learner.adopt() is None
+    learner.close()
+
+
+def test_while_it_waits_what_is_saved_is_what_it_waits_for(slow_runs: SlowRuns) -> None:
+    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner.observe([(ROWS[:FIRST_RUN], unjudged(FIRST_RUN))], {LANE: FIRST_RUN}, math.nan)
+    before = digest(learner.state())
+    assert learner.adopt() is None
+    assert digest(learner.state()) == before
+    other = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    other.restore(freeze_now(learner.state()))
+    assert digest(other.state()) == before
+    slow_runs.let_go.set()
+    assert at_last(learner).version.id == at_last(other).version.id
+    assert digest(other.state()) == digest(learner.state())
+    for each in (learner, other):
+        each.close()
+
+
+def test_who_does_not_lead_any_more_does_not_wait_for_a_run(slow_runs: SlowRuns) -> None:
+    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner.observe([(ROWS[:FIRST_RUN], unjudged(FIRST_RUN))], {LANE: FIRST_RUN}, math.nan)
+    started_s = time.monotonic()
+    learner.close(wait=False)
+    assert time.monotonic() - started_s < WAIT_S
+    assert not slow_runs.let_go.is_set()
+
+
+def test_positions_are_kept_with_what_was_learnt_and_a_lane_that_is_lost_is_forgotten() -> None:
+    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner.observe([(ROWS[:10], unjudged(10))], {LANE: 10}, math.nan)
+    learner.observe([(ROWS[10:15], unjudged(5))], {OTHER: 7}, math.nan)
+    other = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    other.restore(freeze_now(learner.state()))
+    assert other.positions == learner.positions == {LANE: 10, OTHER: 7}
+    learner.forget(LANE)
+    learner.forget(LANE)
+    assert learner.positions == {OTHER: 7}
+    for each in (learner, other):
+        each.close()
+
+
+def test_a_release_carries_the_held_out_rows_and_whether_it_has_seen_the_warm_up(whole: Stream) -> None:
+    stream = Stream(settings_of()).run(FIRST_RUN)
+    first = stream.learner.release
+    assert first is not None
+    assert not first.warm
+    assert len(first.rows) == FIRST_RUN // 4
+    last = stream.run(WARMUP).learner.release
+    assert last is not None
+    assert last.warm
+    assert last.version.id == whole.adopted[2][1]
+    stream.learner.close()

@@ -5,29 +5,24 @@ about Kafka were tested.
 """
 
 import contextlib
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import kafka_cluster
-import kafka_layout
 import kafka_local
 import pytest
+from chaos_brokers import Brokers
 from kafka_artifacts import KafkaUnavailable
 from kafka_local import Kafka, running_kafka
 
 __all__ = ["MakeTopic", "OwnKafka", "kafka", "kafka_admin", "make_topic", "own_kafka", "topic"]
 
 SCRIPT_MAX_S = 150.0  # above the bound that the script itself keeps
-KILL_MAX_S = 10.0
 
 
 @contextlib.contextmanager
@@ -107,6 +102,7 @@ class OwnKafka:
 
     def __init__(self, directory: Path, bootstrap_servers: str) -> None:
         self.bootstrap_servers = bootstrap_servers
+        self.brokers = Brokers(directory)  # one by one: to kill, stop, pause
         self._directory = directory
 
     def stop(self) -> None:
@@ -130,16 +126,8 @@ class OwnKafka:
 
     def kill(self, broker: int | None = None) -> None:
         """End one broker (1, 2, ...), or all, by SIGKILL, and return when it is gone."""
-        cluster = kafka_layout.load(self._directory)
-        assert cluster is not None
-        pids = kafka_cluster.running(cluster)
-        doomed = set(pids) if broker is None else {broker}
-        for node_id in doomed:
-            os.kill(pids[node_id], signal.SIGKILL)
-        deadline_s = time.monotonic() + KILL_MAX_S
-        while doomed & set(kafka_cluster.running(cluster)):
-            assert time.monotonic() < deadline_s, f"broker {doomed} survives SIGKILL"
-            time.sleep(0.01)
+        for number in self.brokers.serving if broker is None else [broker]:
+            self.brokers.kill(number)
 
     def _script(self, *args: str) -> None:
         command = [sys.executable, kafka_local.__file__, *args]

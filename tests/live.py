@@ -16,12 +16,18 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from chaos_kafka import arrived
+from kafka import KafkaProducer, TopicPartition
 
 from streamdet.events import Alert
+
+__all__ = [
+    "LOOK_S", "WITHIN_S", "Process", "Running", "Spawn", "alerts_in", "arrived", "committed", "free_port",
+    "interpreter", "publish", "until",
+]  # fmt: skip
 
 WITHIN_S = 60.0
 LOOK_S = 0.02  # between two looks at something that cannot be waited on
@@ -45,25 +51,6 @@ def publish(servers: str, topic: str, values: Sequence[bytes | None], partition:
     producer.close()
 
 
-def arrived(servers: str, topic: str) -> list[Any]:
-    """All records of a topic."""
-    consumer = KafkaConsumer(
-        bootstrap_servers=servers.split(","), max_partition_fetch_bytes=2**26, fetch_max_wait_ms=50
-    )
-    partitions = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic))]
-    consumer.assign(partitions)
-    consumer.seek_to_beginning()
-    ends = consumer.end_offsets(partitions)
-    records: list[Any] = []
-    end_s = time.monotonic() + WITHIN_S
-    while any(consumer.position(tp) < end for tp, end in ends.items()):
-        assert time.monotonic() < end_s, f"{topic} is not to be read to its end"
-        for polled in consumer.poll(timeout_ms=200).values():
-            records += polled
-    consumer.close()
-    return records
-
-
 def alerts_in(servers: str, topic: str) -> list[Alert]:
     """The alerts on a topic, as they are typed."""
     return [msgspec.json.decode(record.value, type=Alert) for record in arrived(servers, topic)]
@@ -82,10 +69,38 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+class Process(Protocol):
+    """What `Running` needs of a process; `subprocess.Popen` has it."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
+# From arguments of `streamdet`, a folder to run it in, and a log.
+Spawn = Callable[[Sequence[str], Path, Path], Process]
+
+
+def interpreter(arguments: Sequence[str], folder: Path, log: Path) -> Process:
+    """A Python of its own."""
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "streamdet", *arguments],
+            cwd=folder,
+            stdout=file,
+            stderr=file,
+            # So that it is found with the coverage of the tests switched on or off alike.
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+
 class Running:
     """`streamdet run` in a folder of its own, with a log that can be waited on."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], spawn: Spawn = interpreter) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # JSON is YAML too.
         (folder / "streamdet.yaml").write_text(json.dumps(settings))
@@ -94,15 +109,7 @@ class Running:
         self._log_path = folder / f"log-{number}"
         http = settings.get("serve", {}).get("http")
         self._metrics_url = f"http://{http}/metrics"
-        with self._log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "streamdet", "run", "-c", "streamdet.yaml"],
-                cwd=folder,
-                stdout=log,
-                stderr=log,
-                # So that it is found with the coverage of the tests switched on or off alike.
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
+        self._process = spawn(["run", "-c", "streamdet.yaml"], folder, self._log_path)
 
     @property
     def log(self) -> str:
@@ -140,6 +147,16 @@ class Running:
     def signal(self, *numbers: signal.Signals) -> None:
         for number in numbers:
             self._process.send_signal(number)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def lanes(self) -> int:
+        """How many partitions it has, by its own word."""
+        counts = re.findall(r"lanes changed .* count=(\d+)", self.log)
+        return int(counts[-1]) if counts else 0
 
     def ended(self, within_s: float = 30.0) -> int:
         """The exit code."""

@@ -25,6 +25,8 @@ _S3_WAITS = {
     "retries": {"mode": "standard", "total_max_attempts": 2},
 }
 _S3_ATTEMPTS = 1  # of s3fs, around those
+# The least that S3 takes as a part. Whatever is sent at once is copied at once, and holds the GIL for so long.
+_S3_CHUNK_BYTES = 5 << 20
 
 
 class NotThereError(CheckpointError):
@@ -80,9 +82,10 @@ def open_store(url: str) -> Store:
         raise ConfigError(
             f"checkpoint.url {url} cannot be used: {error}; it is a folder, or a URL such as s3://bucket/path"
         ) from error
-    if scheme in _S3:
-        file_system.retries = _S3_ATTEMPTS
-    return FsspecStore(url, file_system, root)
+    if scheme not in _S3:
+        return FsspecStore(url, file_system, root)
+    file_system.retries = _S3_ATTEMPTS
+    return FsspecStore(url, file_system, root, _S3_CHUNK_BYTES)
 
 
 def _missing(scheme: str, error: ImportError) -> str:
@@ -212,23 +215,34 @@ def _sync_folder(folder: Path) -> None:
 
 
 class FsspecStore:
-    """A file system of fsspec's, below a root; several machines may share it."""
+    """A file system of fsspec's, below a root; several machines may share it.
 
-    def __init__(self, url: str, file_system: Any, root: str) -> None:  # noqa: ANN401 - fsspec has no types
+    With `chunk_bytes`, which S3 knows, large data goes in parts, one after the other. A writer that is killed then
+    leaves parts behind that no list shows; buckets have a lifecycle rule to clear them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        file_system: Any,  # noqa: ANN401 - fsspec has no types
+        root: str,
+        chunk_bytes: int | None = None,
+    ) -> None:
         self.url = url
+        self._chunk_bytes = chunk_bytes
         self._file_system = file_system
         self._root = root.rstrip("/")
 
     def put(self, name: str, data: bytes | bytearray) -> None:
         """Write the object, which is there when all of it is."""
         with self._saying(f"write {name}"):
-            self._file_system.pipe_file(self._path(name), bytes(data))
+            self._pipe(name, data, "overwrite")
 
     def create(self, name: str, data: bytes | bytearray) -> bool:
         """Write the object unless it exists; where the file system has no such request, by looking first."""
         with self._saying(f"create {name}"):
             try:
-                self._file_system.pipe_file(self._path(name), bytes(data), mode="create")
+                self._pipe(name, data, "create")
             except FileExistsError:
                 return False
             return True
@@ -260,6 +274,13 @@ class FsspecStore:
         """Remove the object if it is there."""
         with self._saying(f"delete {name}"), contextlib.suppress(FileNotFoundError):
             self._file_system.rm_file(self._path(name))
+
+    def _pipe(self, name: str, data: bytes | bytearray, mode: str) -> None:
+        path = self._path(name)
+        if self._chunk_bytes is None:
+            self._file_system.pipe_file(path, bytes(data), mode=mode)
+        else:
+            self._file_system.pipe_file(path, data, mode=mode, chunksize=self._chunk_bytes, max_concurrency=1)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{_checked(name)}"

@@ -70,6 +70,17 @@ def same_store(url: str) -> Store:
     return open_store(url)
 
 
+# aiohttp warns of what the parts are for: bodies that keep its event loop, here a thread of its own, busy for a moment.
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
+def test_what_is_sent_in_parts_is_there_whole(store: Store) -> None:
+    data = bytearray(range(256)) * 50_000
+    store.put("group/a", data)
+    assert store.get("group/a") == data
+    assert store.create("group/b", data)
+    assert not store.create("group/b", data)
+    assert store.names("group") == ["group/a", "group/b"]
+
+
 def test_a_server_that_is_away_is_said_within_seconds_and_one_that_is_back_is_used_again(
     server: Server, store: Store, url: str
 ) -> None:

@@ -13,12 +13,12 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.structs import TopicPartition
 from kafka_local import running_kafka
 
-from streamdet.app import build, compile_kernels
+from streamdet.app import build, compile_kernels, connect_delivery
+from streamdet.broker.client import never
 from streamdet.clock import SystemClock
 from streamdet.codec.json import JsonCodec
 from streamdet.config import Settings, parse
 from streamdet.events import Schema
-from streamdet.sink.kafka import KafkaSink
 from streamdet.source.kafka import KafkaSource
 from streamdet.worker import Part, run
 
@@ -57,16 +57,23 @@ def measure(given: argparse.Namespace) -> Figures:
         compile_kernels()
         sides = {
             "bare_loop": lambda _: _bare_loop(servers, events),
-            "worker": lambda number: _worker(servers, events, number),
+            "exactly_once": lambda number: _worker(servers, events, "exactly-once", number),
+            "at_least_once": lambda number: _worker(servers, events, "at-least-once", number),
         }
         figures = rounds(given.rounds, sides)
-    ratios = [w / b for w, b in zip(figures["worker"], figures["bare_loop"], strict=True)]
+
+    def against(one: str, other: str) -> Any:  # noqa: ANN401 - figures
+        return spread([a / b for a, b in zip(figures[one], figures[other], strict=True)])
+
     return {
         "events": events,
         "bytes_per_event": round(size, 1),
-        "events_per_second": spread(figures["worker"]),
+        "events_per_second": spread(figures["exactly_once"]),
+        "at_least_once_events_per_second": spread(figures["at_least_once"]),
         "bare_loop_events_per_second": spread(figures["bare_loop"]),
-        "vs_bare_loop": spread(ratios),
+        "vs_bare_loop": against("exactly_once", "bare_loop"),
+        "at_least_once_vs_bare_loop": against("at_least_once", "bare_loop"),
+        "exactly_once_vs_at_least_once": against("exactly_once", "at_least_once"),
     }
 
 
@@ -85,28 +92,30 @@ def _publish(servers: str, events: int) -> float:
     return size / events
 
 
-def _settings(servers: str, number: int) -> Settings:
+def _settings(servers: str, delivery: str, number: int) -> Settings:
     return parse(
         {
+            "delivery": delivery,
             "kafka": {"bootstrap_servers": servers},
             "input": {
                 "topics": [TOPIC],
-                "group_id": f"bench-{number}",
+                "group_id": f"bench-{delivery}-{number}",
                 "features": {"numeric": list(COLUMNS)},
             },
         }
     )
 
 
-def _worker(servers: str, events: int, number: int) -> float:
-    settings, clock = _settings(servers, number), SystemClock()
+def _worker(servers: str, events: int, delivery: str, number: int) -> float:
+    settings, clock = _settings(servers, delivery, number), SystemClock()
     schema = Schema(None, None, COLUMNS, ())
     stop = StopAfter(events)
+    source = KafkaSource(settings, clock)
     worker = build(
         settings,
         schema=schema,
-        source=KafkaSource(settings, clock),
-        sink=KafkaSink(settings, clock),
+        source=source,
+        delivery=connect_delivery(settings, source, None, clock, never),
         codec=JsonCodec(schema),
         clock=clock,
         observers=[stop],

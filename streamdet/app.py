@@ -88,6 +88,7 @@ def build(
     background = Background()
     of_models = recorded.shelf if recorded is not None else shelf
     releases = Releases(of_models, background, schema.columns, device, clock)
+    keeper = Keeper(shelf, background, settings.checkpoint, clock, metrics)
     adoptions = recorded.adoptions if recorded is not None else None
     return Worker(
         settings=settings,
@@ -96,9 +97,9 @@ def build(
         decoder=Decoder(codec, schema, settings.input.max_record_bytes, reject_unusable=reject),
         delivery=delivery,
         make_learner=lambda: Learner(settings, schema.columns, device, clock),
-        lanes=Lanes(settings, schema, source, shelf, releases, metrics, adoptions),
+        lanes=Lanes(settings, schema, source, shelf, releases, keeper, metrics, adoptions),
         releases=releases,
-        keeper=Keeper(shelf, background, settings.checkpoint, clock, metrics),
+        keeper=keeper,
         background=background,
         metrics=metrics,
         health=Health(clock) if health is None else health,
@@ -143,7 +144,7 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
         schema = _live_schema(settings, source, shelf, stop)
         if schema is None:  # stopped before the first record
             return
-        delivery = _delivery(settings, source, name, clock, stopped)
+        delivery = connect_delivery(settings, source, name, clock, stopped)
         stack.callback(delivery.close)
         codec = JsonCodec(schema, reject_unusable=settings.input.unusable == "reject")
         worker = build(
@@ -170,13 +171,19 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
     log.info("stopped events=%d", worker.seen)
 
 
-def _delivery(
+def connect_delivery(
     settings: Settings,
     source: Any,  # noqa: ANN401 - a KafkaSource, which is imported where it is used
     name: str | None,
     clock: Clock,
     stopped: Callable[[], bool],
 ) -> Delivery:
+    """How the settings want what was judged to become final on Kafka, under a name of its own or a random one.
+
+    Raises:
+        BrokerError: Kafka refused.
+        BrokerUnavailableError: a stop was requested before Kafka answered.
+    """
     from streamdet.delivery.exactly_once import ExactlyOnce
     from streamdet.sink.kafka import KafkaSink
     from streamdet.sink.kafka_transaction import KafkaTransactor

@@ -5,7 +5,9 @@ checkpoint is ever ahead of the committed offsets. Copying is all that the loop 
 """
 
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from streamdet.checkpoint.freeze import Buffers, freeze_now
 from streamdet.checkpoint.shelf import LANE, Shelf
 from streamdet.clock import Clock
 from streamdet.config import Checkpoint
+from streamdet.errors import CheckpointError
 from streamdet.events import LaneId, State
 from streamdet.lane import Adoption, Lane
 from streamdet.learn.learner import Learner
@@ -23,9 +26,18 @@ log = logging.getLogger(__name__)
 
 # What a last save may take before the worker ends without it.
 LAST_SAVE_S: Final = 120.0
-# Jobs that are not of one lane, whose label is lane@next offset.
+# The jobs of saving; those of others in the same background are theirs.
 _ROOM: Final = "room"
-_WRITTEN: Final = "written"
+_SNAPSHOT: Final = "snapshot"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """State as it was when a commit began."""
+
+    commit: int
+    lanes: Sequence[Lane]
+    state: State
 
 
 class Keeper:
@@ -47,7 +59,8 @@ class Keeper:
         self._buffers = Buffers()
         self._since_s = clock.monotonic_s()
         self._writing = False
-        self._frozen: tuple[int, State] | None = None  # the commit that it waits for, and the snapshot
+        self._frozen: Snapshot | None = None
+        self._written: deque[tuple[Lane, int]] = deque()  # filled in the background
         self.failed_since_s: float | None = None
 
     @property
@@ -57,6 +70,26 @@ class Keeper:
         free = self._shelf is not None and self._frozen is None and not self._writing
         return free and waited_s >= self._every_s
 
+    def begin(self, lane: Lane) -> None:
+        """Save a lane that starts without state, at once: whatever comes, there is a way back to here."""
+        if self._shelf is None:
+            return
+        try:
+            self._shelf.put_lane(lane.id, lane.topic_id, lane.next_offset, lane.state())
+        except CheckpointError as error:
+            self._failed(error)
+        else:
+            lane.saved_at.append(lane.next_offset)
+
+    def begin_learner(self, learner: Learner) -> None:
+        """Save a learner that starts without state, at once."""
+        if self._shelf is None:
+            return
+        try:
+            self._shelf.put_learner(learner.seen, learner.state())
+        except CheckpointError as error:
+            self._failed(error)
+
     def freeze(self, lanes: Mapping[LaneId, Lane], learner: Learner | None, commit: int) -> None:
         """Take a snapshot, to be written once that commit counted."""
         frozen = self._buffers.freeze(_tree(lanes, learner))
@@ -65,58 +98,65 @@ class Keeper:
             self._background.submit(_ROOM, self._buffers.prepare)
             return
         self._since_s = self._clock.monotonic_s()
-        self._frozen = commit, frozen
+        self._frozen = Snapshot(commit, list(lanes.values()), frozen)
 
     def turn(self, lanes: Mapping[LaneId, Lane], final: int) -> None:
         """Write the snapshot whose commit counted; take note of what was written."""
-        if self._frozen is not None and self._frozen[0] <= final:
-            self._submit(self._frozen[1], lanes)
+        if self._frozen is not None and self._frozen.commit <= final:
+            self._submit(self._frozen, lanes)
             self._frozen = None
-        self._note_results(lanes)
+        self._note_results()
 
     def finish(self, lanes: Mapping[LaneId, Lane], learner: Learner | None) -> None:
         """Save now, and wait for it; everything judged must be committed."""
         if self._shelf is None:
             return
         self._background.drain(LAST_SAVE_S)
-        self._submit(freeze_now(_tree(lanes, learner)), lanes)
-        self._background.drain(LAST_SAVE_S)
-        self._note_results(lanes)
+        frozen = freeze_now(_tree(lanes, learner))
+        self._submit(Snapshot(0, list(lanes.values()), frozen), lanes)
+        if not self._background.drain(LAST_SAVE_S):
+            log.error("the last checkpoint is not written after %.0f s: ending without it", LAST_SAVE_S)
+        self._note_results()
 
-    def _submit(self, frozen: State, lanes: Mapping[LaneId, Lane]) -> None:
+    def _submit(self, snapshot: Snapshot, lanes: Mapping[LaneId, Lane]) -> None:
+        # One that was lost meanwhile may be back, and be another object: what was frozen is not of its state.
+        still = [lane for lane in snapshot.lanes if lanes.get(lane.id) is lane]
+        self._writing = True
+        self._background.submit(_SNAPSHOT, partial(self._write, snapshot.state, still))
+
+    def _write(self, state: State, lanes: Sequence[Lane]) -> None:
+        """In the background: the learner first, and nothing without it.
+
+        Lanes that are behind the learner are judged again; a learner that is behind a lane would miss events.
+        """
         shelf = self._shelf
         assert shelf is not None  # noqa: S101 - nothing is due without one
-        self._writing = True
-        # The learner first: lanes that are behind it are judged again, and a learner behind a lane would miss events.
-        if "learner" in frozen:
-            learner = frozen["learner"]
-            self._background.submit("learner", partial(shelf.put_learner, learner["seen"], learner))
-        for name, state in frozen["lanes"].items():
-            lane = lanes.get(LaneId.parse(name))
-            if lane is not None:  # it may have been lost since
-                self._background.submit(
-                    f"{name}@{state['next_offset']}",
-                    partial(shelf.put_lane, lane.id, lane.topic_id, state["next_offset"], state),
-                )
-        self._background.submit(_WRITTEN, lambda: None)
+        if "learner" in state:
+            shelf.put_learner(state["learner"]["seen"], state["learner"])
+        for lane in lanes:
+            of_lane = state["lanes"][str(lane.id)]
+            shelf.put_lane(lane.id, lane.topic_id, of_lane["next_offset"], of_lane)
+            self._written.append((lane, of_lane["next_offset"]))
 
-    def _note_results(self, lanes: Mapping[LaneId, Lane]) -> None:
+    def _note_results(self) -> None:
         for result in self._background.take_results():
-            if result.label in (_ROOM, _WRITTEN):
+            if result.label in (_ROOM, _SNAPSHOT):
                 self._writing = False
-            name, at, next_offset = result.label.partition("@")
             if result.error is not None:
-                self._metrics.checkpoints.labels("failed").inc()
-                log.error("checkpoint failed what=%s: %s", result.label, result.error)
-                if self.failed_since_s is None:
-                    self.failed_since_s = self._clock.monotonic_s()
-            elif at:
-                self._metrics.checkpoints.labels("saved").inc()
+                self._failed(result.error)
+            elif result.label == _SNAPSHOT:
                 self._metrics.checkpoint_seconds.set(result.seconds)
                 self.failed_since_s = None
-                lane = lanes.get(LaneId.parse(name))
-                if lane is not None:
-                    lane.saved_at.append(int(next_offset))
+        while self._written:
+            lane, next_offset = self._written.popleft()
+            lane.saved_at.append(next_offset)
+            self._metrics.checkpoints.labels("saved").inc()
+
+    def _failed(self, error: CheckpointError) -> None:
+        self._metrics.checkpoints.labels("failed").inc()
+        log.error("checkpoint failed: %s", error)
+        if self.failed_since_s is None:
+            self.failed_since_s = self._clock.monotonic_s()
 
 
 def _tree(lanes: Mapping[LaneId, Lane], learner: Learner | None) -> State:

@@ -13,6 +13,7 @@ from streamdet.checkpoint.shelf import Shelf
 from streamdet.config import Settings
 from streamdet.errors import CheckpointError
 from streamdet.events import Batch, LaneId, Records, Schema
+from streamdet.keeping import Keeper
 from streamdet.lane import Adoption, Lane, read
 from streamdet.releases import Releases
 from streamdet.serve.metrics import Metrics
@@ -34,6 +35,7 @@ class Lanes(dict[LaneId, Lane]):
         source: Source,
         shelf: Shelf | None,
         releases: Releases,
+        keeper: Keeper,
         metrics: Metrics,
         recorded: Mapping[LaneId, Sequence[Adoption]] | None = None,
     ) -> None:
@@ -44,8 +46,12 @@ class Lanes(dict[LaneId, Lane]):
         self._source = source
         self._shelf = shelf
         self._releases = releases
+        self._keeper = keeper
         self._metrics = metrics
         self._warm = False
+        self.rewound: list[
+            LaneId
+        ] = []  # by the last `shorten`: what is known of their offsets is of another topic
 
     @property
     def gone(self) -> list[LaneId]:
@@ -83,6 +89,7 @@ class Lanes(dict[LaneId, Lane]):
             begun.next_offset = begun.published
             begun.recall(self._recorded.get(lane, ()))
             self._say_cold(begun, refusal, new=committed is None)
+            self._keeper.begin(begun)
         self[lane] = begun
 
     def _restored(self, lane: Lane, learnt: int | None) -> str | None:
@@ -124,6 +131,7 @@ class Lanes(dict[LaneId, Lane]):
 
     def shorten(self, batch: Batch) -> Batch:
         """The batch up to the next recorded adoption of each lane; the rest is read again after it."""
+        self.rewound = []
         parts = [self._shortened(part) for part in batch.parts]
         return Batch([part for part in parts if len(part)])
 
@@ -137,6 +145,7 @@ class Lanes(dict[LaneId, Lane]):
                 part.offsets[0],
             )
             lane.published = 0
+            self.rewound.append(lane.id)
         if not lane.ahead:
             return part
         lane.next_offset = max(lane.next_offset, int(part.offsets[0]))  # offsets may have gaps

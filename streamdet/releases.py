@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from functools import partial
 from typing import Final
 
 import torch
@@ -49,12 +50,18 @@ class Releases:
         return Release.from_state(state, self._columns, self._device)
 
     def publish(self, release: Release) -> None:
-        """Share a release, in the background, and go on with it here."""
+        """Share a release, in the background, and go on with it here.
+
+        One that has not seen the whole warm-up does not take the place of one that has: it is of a learner that had to
+        begin anew, and nobody would be told of anomalies until it is through.
+        """
         self.keep(release)
+        if self.newest is not None and self.newest.warm and not release.warm:
+            return
         self.newest = release
         if self._shelf is not None:
             shelf, version, state = self._shelf, release.version.id, release.state()
-            self._background.submit("model", lambda: shelf.put_release(version, state))
+            self._background.submit("model", partial(shelf.put_release, version, state))
 
     def keep(self, release: Release) -> None:
         """Have it at hand."""
@@ -88,7 +95,7 @@ class Releases:
         if self._shelf is not None and not self._looking and now_s - self._looked_at_s >= LOOK_EVERY_S:
             self._looking, self._looked_at_s = True, now_s
             shelf = self._shelf
-            self._background.submit("models", lambda: self._look(shelf))
+            self._background.submit("models", partial(self._look, shelf))
 
     def look_now(self) -> None:
         """Take up the newest one there is."""
@@ -104,5 +111,9 @@ class Releases:
                 self._seen = version
                 if state is not None:
                     self._found = self.load(state)
+        except (
+            CheckpointError
+        ) as error:  # the next look may do better; a worker without any model says that itself
+            log.warning("cannot look for a newer model: %s", error)
         finally:
             self._looking = False

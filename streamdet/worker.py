@@ -92,6 +92,7 @@ class Worker:
     observers: Sequence[Observer] = ()
     learner: Learner | None = None
     _started_s: float = 0.0
+    _patient: bool = True
     _full: set[LaneId] = field(default_factory=set)
 
     def restore(self) -> None:
@@ -108,9 +109,15 @@ class Worker:
             return 0
         if self.learner is not None:
             return self.learner.room()
-        waits = self.trains and self.releases.newest is None and self.lanes
-        waited_s = self.clock.monotonic_s() - self._started_s
-        return 0 if waits and waited_s < FIRST_MODEL_S else ANY
+        if self.trains and self.releases.newest is None and self._patient:
+            if self.clock.monotonic_s() - self._started_s < FIRST_MODEL_S:
+                return 0
+            self._patient = False
+            log.warning(
+                "no model came within %.0f s from the worker that trains: judging without, no alerts until one comes",
+                FIRST_MODEL_S,
+            )
+        return ANY
 
     def follow(self, batch: Batch) -> Batch:
         """Begin the lanes that the group gave to this worker, and drop those that it took away.
@@ -121,13 +128,14 @@ class Worker:
         self.delivery.drop(gone)
         for lane in gone:
             self.lanes.drop(lane)
-            if self.learner is not None:
-                self.learner.forget(lane)
+        self._forget(gone)
         self._lead_or_follow()
         for lane in self.lanes.come:
             self.lanes.begin(lane, None if self.learner is None else self.learner.positions.get(lane))
         self.lanes.adopt()
-        return self.lanes.shorten(batch)
+        batch = self.lanes.shorten(batch)
+        self._forget(self.lanes.rewound)
+        return batch
 
     def judge(self, batch: Batch) -> list[Part]:
         """Verdicts on a batch. One scoring launch for all lanes of one model version; learns nothing."""
@@ -183,9 +191,12 @@ class Worker:
             if commit is not None:
                 self.keeper.freeze(self.lanes, self.learner, commit)
         self.keeper.turn(self.lanes, self.delivery.final)
+        self._report_saving()
+
+    def _report_saving(self) -> None:
         failing_s = FAILING_INTERVALS * self.settings.checkpoint.every_s
         since_s = self.keeper.failed_since_s
-        if since_s is None:
+        if since_s is None or not self.lanes:  # without lanes there is nothing to save
             self.health.green("checkpoint")
         elif self.clock.monotonic_s() - since_s > failing_s:
             self.health.red("checkpoint", "no checkpoint could be saved for a while: see the log")
@@ -209,6 +220,11 @@ class Worker:
         """Events judged for the first time, since the start."""
         return self.metrics.events
 
+    def _forget(self, lanes: Sequence[LaneId]) -> None:
+        if self.learner is not None:
+            for lane in lanes:
+                self.learner.forget(lane)
+
     def _lead_or_follow(self) -> None:
         """Train if the lane whose owner trains is this worker's; else take over what another one trains."""
         leads = self.trains and self.source.leads
@@ -218,6 +234,8 @@ class Worker:
             if found is not None:
                 self.learner.restore(found.state)
                 log.info("learner goes on events=%d from=%s", self.learner.seen, found.name)
+            else:
+                self.keeper.begin_learner(self.learner)
             if self.learner.release is not None:
                 self.releases.keep(self.learner.release)
                 self.releases.newest = self.learner.release

@@ -144,10 +144,11 @@ def test_memory_grows_with_entities_and_partitions_as_measured() -> None:
     def estimate_mb(partitions: int, **given: Any) -> float:
         features = {"numeric": list("abcdefgh")}
         settings = parse({"input": {"topics": ["sensors"], "features": features, **given}})
-        return memory_estimate_bytes(settings, partitions, imported_bytes=675_000_000) / 1e6
+        return memory_estimate_bytes(settings, partitions, imported_bytes=742_000_000) / 1e6
 
-    # Measured at the peak of a worker on 90,000 events of 30,000 devices in 3 partitions: 808 MB and 1,178 MB.
-    assert estimate_mb(3) == pytest.approx(808, rel=0.05)
-    assert estimate_mb(3, entity="device") == pytest.approx(1_178, rel=0.05)
-    assert estimate_mb(6, entity="device") > estimate_mb(3, entity="device") + 300
+    # Measured at the peak of a worker on 90,000 events of 30,000 devices in 3 partitions, where importing took 742 MB:
+    # 884 MB as one stream, 941 MB by device. The estimate is for devices that have been seen often.
+    assert estimate_mb(3) == pytest.approx(884, rel=0.05)
+    assert 941 <= estimate_mb(3, entity="device") <= 1.2 * 941
+    assert estimate_mb(6, entity="device") > estimate_mb(3, entity="device") + 150
     assert estimate_mb(3, entity="device", max_entities=100) < estimate_mb(3) + 10

@@ -5,6 +5,7 @@ lane's new owner, comes to the same state, if it adopts the same versions at the
 checkpoint are noted in the lane's committed offset.
 """
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from streamdet.threshold.rolling import RollingLimits
 TIMELINE_MAX: Final = 1_000
 # Kafka takes 4,096 characters with an offset; an adoption takes about 20.
 NOTED_MAX: Final = 120
+_NOTE: Final = re.compile(r"[0-9a-f]{1,16}:\w+(,[0-9a-f]{1,16}:\w+)*", re.ASCII)
 
 
 class Adoption(NamedTuple):
@@ -126,11 +128,7 @@ def written(adoptions: Sequence[Adoption]) -> str:
 
 def read(note: str) -> list[Adoption]:
     """The adoptions of a note; none in one that somebody else wrote."""
-    adoptions = []
-    for entry in note.split(","):
-        offset, _, version = entry.partition(":")
-        try:
-            adoptions.append(Adoption(int(offset, 16), version))
-        except ValueError:
-            return []
-    return adoptions
+    if not _NOTE.fullmatch(note):
+        return []
+    entries = (entry.split(":") for entry in note.split(","))
+    return [Adoption(int(offset, 16), version) for offset, version in entries]

@@ -1,14 +1,40 @@
 """What a consumer's place in its group needs beyond kafka-python's own interface.
 
 A static member (`group.instance.id`) is known to Kafka by its name: one that comes back under it finds its partitions
-as it left them. kafka-python does not say when another consumer has taken the name, and never lets a static member
-leave. Both are mended here, by what its coordinator knows; tests on a real Kafka hold it.
+as it left them. kafka-python does not say when another consumer has taken the name, never lets a static member leave,
+and lets one that was expelled claim what it had. That is mended here; tests on a real Kafka hold it.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from streamdet.config import Kafka
 from streamdet.errors import BrokerError
+
+# Of a member that has not joined yet, or was expelled.
+NO_GENERATION: Final = -1
+
+
+class HonestAssignor(CooperativeStickyAssignor):  # type: ignore[misc]
+    """Shares out as its parent does, but claims nothing for a member that was expelled.
+
+    Its parent claims what the member was assigned last. The leader believes it, and gives it partitions that others
+    have by now, before they have given them up.
+
+    `member` is to be the consumer's `group_metadata`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.member: Callable[[], Any] | None = None
+
+    def metadata(self, topics: Iterable[str]) -> Any:  # noqa: ANN401
+        """What the member tells when it joins: topics and claims."""
+        if self.member is not None and self.member().generation_id == NO_GENERATION:
+            self.member_assignment = None
+        return super().metadata(topics)
 
 
 def fenced(consumer: Any) -> bool:  # noqa: ANN401 - kafka-python is untyped

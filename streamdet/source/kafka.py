@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from kafka import errors
 from kafka.consumer.fetcher import ConsumerRecord
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import TopicPartition
 
 from streamdet.broker.client import (
@@ -27,6 +26,7 @@ from streamdet.broker.client import (
     never,
     topics_of,
 )
+from streamdet.broker.membership import HonestAssignor
 from streamdet.broker.reader import Reader
 from streamdet.clock import Clock
 from streamdet.config import Settings
@@ -76,6 +76,7 @@ class KafkaSource:
         for topic in given.topics:
             if topic not in found:
                 raise missing_topic(topic, kafka)
+        assignor = HonestAssignor()
         self._reader = Reader(
             kafka,
             self._outage,
@@ -85,11 +86,12 @@ class KafkaSource:
             group_instance_id=instance,
             fetch_max_bytes=given.batch.max_bytes,
             max_partition_fetch_bytes=given.batch.max_bytes,
-            partition_assignment_strategy=[CooperativeStickyAssignor],
+            partition_assignment_strategy=[assignor],
             session_timeout_ms=given.session_timeout_ms,
             metadata_max_age_ms=METADATA_MAX_AGE_MS,
         )
         self._consumer = self._reader.consumer
+        assignor.member = self._consumer.group_metadata
         try:
             self._group = Group(self._reader, given.topics)
             ends = self._reader.learn({TopicPartition(t, p) for t, n in found.items() for p in range(n)})

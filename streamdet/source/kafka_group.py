@@ -79,12 +79,11 @@ class Group:
 
         None and no lanes amid a rebalance: a commit would most likely come too late.
 
-        With the metadata of a generation Kafka refuses a commit once the group has moved beyond that generation. It is
-        that of the last update which found the group settled, and only then are the lanes looked at: those revoked up
-        to that generation are left out. One that is revoked later comes to another worker in a still later generation
-        only, when this one has joined again without it; a commit with the older metadata is refused by then.
-        kafka-python's own metadata of this moment would not do: they are of the next generation as soon as Kafka's
-        answer is there, while what that generation takes away is noted by the next poll.
+        The metadata are those of the last update that found the group settled, and only then are the lanes looked at:
+        what was revoked up to that generation is left out. A lane that is revoked later comes to another worker in a
+        later generation, and by then Kafka refuses a commit with metadata of the older one. kafka-python's own
+        metadata of this moment would not do: they are of the next generation as soon as Kafka's answer is there, while
+        what that generation takes away is noted by the next poll.
         """
         if self._consumer.group_metadata().state != MemberState.STABLE:
             return None, frozenset()

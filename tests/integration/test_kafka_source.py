@@ -123,6 +123,12 @@ def shared(first: KafkaSource, second: KafkaSource) -> bool:
     return len(first.lanes) == len(second.lanes) > 0
 
 
+def given_time() -> bool:
+    """True, when the threads that the test waits for have had the processor for a moment."""
+    threading.Event().wait(0.01)
+    return True
+
+
 def settled(source: KafkaSource, lanes: int) -> KafkaSource:
     """The source, once it has so many lanes."""
     until(lambda: len(source.poll(0)) == 0 and len(source.lanes) == lanes, f"{lanes} lanes")
@@ -587,6 +593,30 @@ def test_a_worker_that_was_expelled_gets_its_lanes_anew(
     until(lambda: len(source.poll(0)) == 0 and lane not in source.lanes, "the loss of the lane")
     settled(source, 1)
     assert source.membership([lane])[0].member_id != metadata.member_id
+
+
+def test_a_worker_that_was_expelled_claims_nothing_of_what_others_have_by_now(
+    kafka: Kafka, kafka_admin: Any, make_topic: MakeTopic, sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = make_topic(4)
+    given = settings(kafka.bootstrap_servers, topic)
+    first, second = sources(given), sources(given)
+    with polled(second, lambda _: None):
+        until(lambda: shared(first, second), "two lanes each")
+        metadata, _ = first.membership(first.lanes)
+        gone = MemberToRemove(member_id=metadata.member_id)
+        kafka_admin.remove_group_members(given.input.group_id, [gone])
+        # Unpolled, the first one cannot join again.
+        until(lambda: given_time() and len(second.lanes) == 4, "all lanes for the second")
+        before = set(second.lanes)
+
+        def back() -> bool:
+            first.poll(0)
+            mine = set(first.lanes)
+            return mine != before and len(mine) == 2 == len(second.lanes)
+
+        until(back, "two lanes each again")
+    assert "assigned to multiple consumers" not in caplog.text
 
 
 def test_a_transaction_commits_for_lanes_that_are_still_here_and_not_with_an_old_membership(

@@ -14,7 +14,8 @@ from streamdet import __version__
 from streamdet.checkpoint.background import Background
 from streamdet.checkpoint.names import take_name
 from streamdet.checkpoint.shelf import Shelf
-from streamdet.checkpoint.store import open_store
+from streamdet.checkpoint.store import LocalStore, open_store
+from streamdet.checkpoint.upgrade import upgraded
 from streamdet.clock import Clock, SystemClock
 from streamdet.codec.columns import Codec
 from streamdet.codec.csv import CsvCodec
@@ -141,6 +142,8 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
         source = KafkaSource(settings, clock, stopped, instance=name, stays=stays)
         # Whatever comes: a worker that stays in the group unseen holds up the others.
         stack.callback(source.close)
+        if isinstance(store, LocalStore) and shelf.schema() is None:
+            take_over(store, shelf, settings, source.topic_id)
         schema = _live_schema(settings, source, shelf, stop)
         if schema is None:  # stopped before the first record
             return
@@ -169,6 +172,29 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
         if scores is not None:
             writer.keep()
     log.info("stopped events=%d", worker.seen)
+
+
+def take_over(
+    store: LocalStore, shelf: Shelf, settings: Settings, topic_id: Callable[[str], str]
+) -> None:
+    """Put what version 0.1 saved in this folder on the shelf, if it is this group's.
+
+    Raises:
+        CheckpointError: there are checkpoints of that version, and none of them is sound.
+    """
+    old = upgraded(store.root, settings.learning.warmup)
+    if old is None or old.group_id != settings.input.group_id:
+        return
+    foreign = foreign_schema(settings, old.schema)
+    if foreign is not None:
+        log.warning("checkpoints of version 0.1 in %s %s: not taken over", store.url, foreign)
+        return
+    # The schema comes last: where it is missing, all of this is done again.
+    shelf.put_learner(old.learner["seen"], old.learner)
+    for lane, state in old.lanes.items():
+        shelf.put_lane(lane, topic_id(lane.topic), state["next_offset"], state)
+    shelf.agree_on_schema(old.schema)
+    log.info("took over checkpoint=%s of version 0.1 lanes=%d", old.name, len(old.lanes))
 
 
 def connect_delivery(

@@ -1,6 +1,6 @@
 """Replay is the same program: the same recording gives the same verdicts, however it is cut, paced or interrupted.
 
-Scores are compared as files, byte by byte; what a worker keeps, by the digest of its checkpoint.
+Scores are compared as files, byte by byte; what a worker keeps, by the digests of its newest checkpoints.
 """
 
 import csv
@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fakes import QUICK, FakeSink, FakeSource, StopAfter, readings, worker_over
+from fakes import QUICK, FakeSink, Group, StopAfter, readings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamdet.app import Replay, replay
-from streamdet.checkpoint.store import CheckpointFolder, read_checkpoint
+from streamdet.checkpoint.format import digest
 from streamdet.config import parse
 from streamdet.errors import ConfigError
 from streamdet.events import Alert, LaneId
@@ -159,20 +159,22 @@ def test_batches_of_any_size_give_the_same_bytes_for_partitions_that_take_turns(
 def test_a_replay_of_several_partitions_stops_and_goes_on_in_each(tmp_path: Path) -> None:
     path = partitioned(tmp_path, turns=7)
 
-    def judge(name: str, *batches: float) -> tuple[FakeSink, str]:
+    def judge(name: str, *batches: float) -> tuple[FakeSink, dict[str, str]]:
         """One worker after the other, each for so many batches."""
-        store, sink = CheckpointFolder(tmp_path / name, 3), FakeSink()
+        group, sink, source = Group(tmp_path / name), FakeSink(), RecordingSource([path], 90)
         for n in batches:
-            stop = StopAfter(n)
-            source = RecordingSource([path], 90)
-            run(worker_over(source, sink, folder=store, saved=store.load(), observers=[stop]), stop)
-        return sink, digest(tmp_path / name)
+            stop, before, source = StopAfter(n), source, RecordingSource([path], 90)
+            positions = {lane: before.committed(lane) for lane in before.lanes}
+            source.commit({lane: at for lane, at in positions.items() if at is not None})
+            run(group.worker(source, sink, observers=[stop]), stop)
+        return sink, kept(group)
 
-    whole, kept = judge("whole", math.inf)
+    whole, kept_whole = judge("whole", math.inf)
     halves, kept_in_two = judge("halves", 13, math.inf)
     assert verdicts(halves.alerts) == verdicts(whole.alerts)
     assert halves.rejects == whole.rejects
-    assert kept == kept_in_two
+    assert len(kept_whole) == 4
+    assert kept_whole == kept_in_two
 
 
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -188,32 +190,36 @@ def test_what_comes_later_does_not_change_a_verdict(
     assert other.verdicts[: len(before)] == before
 
 
-def digest(folder: Path) -> str:
-    """Of what the newest checkpoint holds."""
-    from safetensors import safe_open
-
-    with safe_open(max(folder.glob("*.checkpoint.safetensors")), framework="np") as file:
-        return str(file.metadata()["sha256"])
+def kept(group: Group) -> dict[str, str]:
+    """Digests of the newest state of each lane and of the learner."""
+    shelf = group.shelf
+    lanes = {LaneId(e.topic, e.partition) for e in shelf.entries() if e.topic and e.partition is not None}
+    found = {str(lane): shelf.lane(lane, "", None) for lane in lanes} | {"learner": shelf.learner()}
+    return {name: digest(state.state) for name, state in found.items() if state is not None}
 
 
 class Interrupted:
     """A stream judged by one worker after the other, each until its part of the records is at an end."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.offsets: dict[LaneId, int] = {}
+        self.group = Group(folder, keep=1_000)
         self.sink = FakeSink()
 
-    def judge(self, until: int, saved: Path | None = None) -> None:
-        """Go on from the newest checkpoint, or the one given, until this offset."""
-        store = CheckpointFolder(self.folder, 1_000)
-        state = store.load() if saved is None else read_checkpoint(saved)
-        source = FakeSource({LANE: VALUES[:until]}, self.offsets, per_poll=500)
-        run(worker_over(source, self.sink, folder=store, saved=state), StopAfter())
+    def judge(self, until: int) -> None:
+        """Go on until this offset."""
+        source = self.group.source({LANE: VALUES[:until]}, per_poll=500)
+        run(self.group.worker(source, self.sink), StopAfter())
 
     @property
-    def newest(self) -> Path:
-        return max(self.folder.glob("*.checkpoint.safetensors"))
+    def files(self) -> set[Path]:
+        """All that is kept."""
+        return {path for path in self.group.folder.rglob("*") if path.is_file()}
+
+    def lose_all_but(self, files: set[Path]) -> None:
+        """As after a crash before the others were written; the models were, when they were adopted."""
+        for path in self.files - files:
+            if path.parent.name != "models":
+                path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +232,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
 def assert_same(one: Interrupted, other: Interrupted) -> None:
     assert verdicts(one.sink.alerts) == verdicts(other.sink.alerts)
     assert one.sink.rejects == other.sink.rejects
-    assert digest(one.folder) == digest(other.folder)
+    assert kept(one.group) == kept(other.group)
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -248,16 +254,17 @@ def test_several_stops_anywhere_leave_no_trace(
     assert_same(parts, uninterrupted)
 
 
-@pytest.mark.parametrize(("kept", "committed"), [(200, 1_105), (1_100, 1_400), (1_250, 1_250)])
+@pytest.mark.parametrize(("saved", "committed"), [(200, 1_105), (1_100, 1_400), (1_250, 1_250)])
 def test_after_a_crash_nothing_is_lost_or_repeated_if_offsets_were_committed(
-    uninterrupted: Interrupted, tmp_path: Path, kept: int, committed: int
+    uninterrupted: Interrupted, tmp_path: Path, saved: int, committed: int
 ) -> None:
     """The newest checkpoint is older than what was published and committed."""
     crashed = Interrupted(tmp_path)
-    crashed.judge(kept)
-    old = crashed.newest
+    crashed.judge(saved)
+    old = crashed.files
     crashed.judge(committed)
-    crashed.judge(N, saved=old)
+    crashed.lose_all_but(old)
+    crashed.judge(N)
     assert_same(crashed, uninterrupted)
     ids = crashed.sink.ids
     assert len(set(ids)) == len(ids)
@@ -268,14 +275,15 @@ def test_after_a_crash_before_the_commit_alerts_are_repeated_with_the_same_ids(
 ) -> None:
     crashed = Interrupted(tmp_path)
     crashed.judge(1_000)
-    old = crashed.newest
+    old, position = crashed.files, (crashed.group.offsets[LANE], crashed.group.notes[LANE])
     crashed.judge(2_000)
-    crashed.offsets[LANE] = 1_000
-    crashed.judge(N, saved=old)
+    crashed.lose_all_but(old)
+    crashed.group.offsets[LANE], crashed.group.notes[LANE] = position
+    crashed.judge(N)
     ids = crashed.sink.ids
     assert set(ids) == set(uninterrupted.sink.ids)
     assert len(ids) > len(set(ids))
-    assert digest(crashed.folder) == digest(uninterrupted.folder)
+    assert kept(crashed.group) == kept(uninterrupted.group)
 
 
 def csv_rows(n: int = 2_000) -> str:

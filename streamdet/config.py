@@ -281,7 +281,13 @@ class Commit(Section):
         100,
         ge=0,
         le=60_000,
-        description="Milliseconds between commits; an alert is visible after its commit.",
+        description="Milliseconds between commits that publish something; an alert is visible after its commit.",
+    )
+    offsets_every_ms: int = Field(
+        1_000,
+        ge=0,
+        le=60_000,
+        description="Milliseconds between commits of offsets alone; a crash is judged again from there.",
     )
     every_events: int = Field(50_000, ge=1, le=10_000_000, description="Records between commits.")
     transaction_timeout_ms: int = Field(

@@ -17,10 +17,13 @@ from streamdet.source import Source
 
 
 class AtLeastOnce:
-    """A `Delivery` into any sink; also that of a replay, whose source has nothing to commit."""
+    """A `Delivery` into any sink; also that of a replay, whose source has nothing to commit.
+
+    Alerts are visible once they are flushed, so commits go at the pace of offsets alone.
+    """
 
     def __init__(self, pace: Commit, source: Source, sink: Sink, clock: Clock) -> None:
-        self._every_s = pace.every_ms / 1000
+        self._every_s = pace.offsets_every_ms / 1000
         self._every_records = pace.every_events
         self._source = source
         self._sink = sink

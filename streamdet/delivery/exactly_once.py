@@ -202,9 +202,10 @@ class ExactlyOnce:
         self._transactor.close()
 
     def _due(self) -> bool:
+        """Offsets alone are in no hurry: an alert should seldom find a commit under way."""
+        every_ms = self._pace.every_ms if self._held.bytes else self._pace.offsets_every_ms
         waited_s = self._clock.monotonic_s() - self._begun_at_s
-        enough = self._held.judged >= self._pace.every_events
-        return waited_s >= self._pace.every_ms / 1000 or enough or self.full
+        return waited_s >= every_ms / 1000 or self._held.judged >= self._pace.every_events or self.full
 
     def _begin(self) -> None:
         """Send what is held of the lanes that are still this worker's, if it has a standing in the group."""

@@ -14,7 +14,7 @@ from streamdet.events import LaneId, Position, Reason, Reject
 
 LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
 EVERY_S, EVERY_EVENTS = 1.0, 100
-PACE = Commit(every_ms=1_000, every_events=EVERY_EVENTS)
+PACE = Commit(offsets_every_ms=1_000, every_events=EVERY_EVENTS)
 
 
 def reject(offset: int, lane: LaneId = LANE) -> Reject:

@@ -30,7 +30,7 @@ WARM = 1_500
 SPIKES = (1_550, 1_650)
 VALUES = readings(1_700, spikes=SPIKES)
 NEVER = StopAfter()
-COMMIT_EVERY_S = Commit().every_ms / 1000
+COMMIT_EVERY_S = Commit().offsets_every_ms / 1000
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,19 @@
 """The brokers of a cluster one by one: to kill, stop, pause and bring back. Brokers are numbered from 1."""
 
-import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import kafka_cluster
+import kafka_local
 from kafka_layout import Cluster, load
 
 WITHIN_S = 60.0
+START_MAX_S = 150.0  # above the bound that the script itself keeps
 LOOK_S = 0.05  # between two looks at something that cannot be waited on
 
 
@@ -66,9 +69,19 @@ class Brokers:
         """Bring back what does not run; return when all brokers are in service."""
         for number in list(self._paused):
             self.resume(number)
-        # The line on progress is for somebody who waits for Kafka alone.
-        with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(nothing):
-            kafka_cluster.start(self._directory, None, None)
+        # By the script, in a process of its own: what starts brokers is their parent, and would have to wait for them.
+        command = [
+            sys.executable,
+            kafka_local.__file__,
+            "start",
+            "--dir",
+            str(self._directory),
+            "--port",
+            "last",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_MAX_S, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"brokers do not come back:\n{done.stderr}")
 
     def _end(self, number: int, how: signal.Signals) -> None:
         os.kill(kafka_cluster.running(self._cluster)[number], how)

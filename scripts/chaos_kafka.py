@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.admin import KafkaAdminClient
+from kafka.admin import KafkaAdminClient, OffsetSpec
 from kafka.errors import KafkaError
 
 T = TypeVar("T")
@@ -86,6 +86,12 @@ class Asking:
         lanes = [TopicPartition(topic, p) for p in range(partitions)]
         found = self.ask(lambda admin: admin.list_group_offsets({group: lanes})[group], within_s)
         return [int(found[lane].offset) if lane in found else -1 for lane in lanes]
+
+    def ends(self, topic: str, partitions: int) -> list[int]:
+        """Where the records of each partition end."""
+        lanes = {TopicPartition(topic, p): OffsetSpec.LATEST for p in range(partitions)}
+        found = self.ask(lambda admin: admin.list_partition_offsets(lanes))
+        return [int(found[lane].offset) for lane in lanes]
 
     def leader(self, topic: str, partition: int = 0) -> int:
         """The broker that leads a partition."""

@@ -111,7 +111,7 @@ class OwnKafka:
 
     def start(self) -> None:
         """Bring back what doesn't run, and return when it is ready."""
-        self._script("start", "--dir", str(self._directory), "--port", "last")
+        self.brokers.start()
 
     def create_topic(self, name: str, partitions: int = 1, replication: int = 1) -> str:
         """Create a topic on it and return its name."""

@@ -109,6 +109,7 @@ class Running:
         self._log_path = folder / f"log-{number}"
         http = settings.get("serve", {}).get("http")
         self._metrics_url = f"http://{http}/metrics"
+        self._log_path.touch()  # before anybody looks for what it says
         self._process = spawn(["run", "-c", "streamdet.yaml"], folder, self._log_path)
 
     @property

@@ -135,7 +135,9 @@ class Stream:
         self.values[70::151] = [b"garbage"] * len(self.values[70::151])
         self.written = 0
         self._topic, self._partition = topic, partition
-        self._producer = KafkaProducer(bootstrap_servers=servers.split(","), acks="all", linger_ms=2)
+        self._producer = KafkaProducer(
+            bootstrap_servers=servers.split(","), acks="all", linger_ms=2, request_timeout_ms=5_000
+        )
 
     def write(self, n: int) -> int:
         """Write so many more; return how many there are when Kafka has them."""

@@ -1,0 +1,81 @@
+"""Workers come and go while events flow: alerts are those of one worker, and each event is judged once."""
+
+import contextlib
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chaos_kafka import Asking
+from kafka_broker import MakeTopic
+from kafka_local import Kafka
+from live import Running, until
+
+from fault.life import Group, assert_equal, flowing, prepare, streams
+from fault.zygote import Zygote
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
+PARTITIONS = 6
+MORE = 200  # records of each partition that are judged before the next change
+
+
+@pytest.fixture
+def asking(kafka: Kafka) -> Iterator[Asking]:
+    with contextlib.closing(Asking(kafka.bootstrap_servers)) as one:
+        yield one
+
+
+def judged_first_by(worker: Running) -> int:
+    """Events that it judged for the first time, by its last word."""
+    (events,) = re.findall(r"stopped events=(\d+)", worker.log)
+    return int(events)
+
+
+def rejected(group: Group) -> int:
+    """Dead letters of the group."""
+    return sum(name.startswith("dead letter") for name in group.published())
+
+
+def test_one_three_two_one(
+    zygote: Zygote, asking: Asking, make_topic: MakeTopic, fault_seed: int, tmp_path: Path
+) -> None:
+    given = {"learning": {"enabled": False}}
+    group = Group(zygote, asking, tmp_path / "scaled", make_topic(PARTITIONS), PARTITIONS, given)
+    expected = group.beside("reference")
+    with streams(group, fault_seed, 20_000) as written, contextlib.ExitStack() as stack:
+        prepare([group, expected], written)
+        prepared = sum(stream.written for stream in written) - rejected(group)
+        workers: list[Running] = []
+        first_times: list[int] = []
+
+        def scale(to: int) -> None:
+            while len(workers) < to:
+                workers.append(stack.enter_context(group.worker()))
+            while len(workers) > to:
+                leaving = workers.pop(0)
+                leaving.signal(signal.SIGTERM)
+                assert leaving.ended() == 0, leaving.log
+                first_times.append(judged_first_by(leaving))
+            shares = {PARTITIONS // to}
+            until(lambda: {worker.lanes for worker in workers} == shares, f"{to} workers share the lanes")
+            group.note(f"{to} workers")
+            at = [stream.written + MORE for stream in written]
+            until(
+                lambda: all(x >= y for x, y in zip(group.committed(), at, strict=True)),
+                f"{to} workers judge in all lanes",
+            )
+
+        with flowing(written, each=20, every_s=0.1):
+            for to in (1, 3, 2, 1):
+                scale(to)
+        ends = [stream.written for stream in written]
+        group.await_committed(ends, *workers)
+        last = workers.pop()
+        group.finish(last, ends)
+        first_times.append(judged_first_by(last))
+        with expected.worker() as alone:
+            expected.finish(alone, ends)
+    assert_equal(group, expected, learner=False)
+    assert sum(first_times) == sum(ends) - rejected(group) - prepared

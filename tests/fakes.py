@@ -298,7 +298,8 @@ class Group:
     def worker(self, source: Source, sink: Sink | None = None, **given: Any) -> Worker:
         """A member, with what `worker_over` takes."""
         sink = FakeSink() if sink is None else sink
-        return worker_over(source, sink, **{"shelf": self.shelf, **given})
+        checkpoint = {"keep": self.keep, **given.pop("checkpoint", {})}
+        return worker_over(source, sink, **{"shelf": self.shelf, "checkpoint": checkpoint, **given})
 
     def saved(self, lane: LaneId) -> list[int]:
         """The next offsets of the checkpoints that there are of a lane."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamdet.events import Batch, LaneId, Records
+from streamdet.events import Batch, LaneId, Position, Records
 from streamdet.worker import Part
 
 LANE = LaneId("plant", 0)
@@ -37,8 +37,17 @@ class LongSource:
     def lanes(self) -> Set[LaneId]:
         return {LANE}
 
+    @property
+    def leads(self) -> bool:
+        return True
+
+    def topic_id(self, topic: str) -> str:  # noqa: ARG002
+        return ""
+
     def poll(self, max_events: int) -> Batch:
         n = min(max_events, 4096, self._left)
+        if n == 0:  # an adoption waits for its run
+            return Batch(())
         offsets = np.arange(self._next, self._next + n, dtype=np.int64)
         values = [self._values[i % len(self._values)] % (i // 50) for i in offsets.tolist()]
         self._next += n
@@ -48,13 +57,13 @@ class LongSource:
     def seek(self, lane: LaneId, offset: int) -> None:
         raise NotImplementedError
 
-    def committed(self, lane: LaneId) -> int | None:  # noqa: ARG002
+    def committed(self, lane: LaneId) -> Position | None:  # noqa: ARG002
         return None
 
     def lag(self) -> Mapping[LaneId, int]:
         return {}
 
-    def commit(self, offsets: Mapping[LaneId, int]) -> None:
+    def commit(self, positions: Mapping[LaneId, Position]) -> None:
         pass
 
     def close(self) -> None:

@@ -109,7 +109,9 @@ class Shelf:
         files = self._files(self._models)
         if any(_version(name) == version for name in files):
             return None
-        name = f"{self._models}/{self._clock.now_ms():015d}-{_quoted(version)}{_SUFFIX}"
+        # After those that are there, though they were named by a clock that is ahead of this one.
+        at_ms = max([self._clock.now_ms(), *(_at(file) + 1 for file in files[-1:])])
+        name = f"{self._models}/{at_ms:015d}-{_quoted(version)}{_SUFFIX}"
         self._store.put(name, pack(RELEASE, self._about_release(version), state))
         self._drop([*files, name], RELEASES_KEPT)
         return name

@@ -245,6 +245,11 @@ class FsspecStore:
                 self._pipe(name, data, "create")
             except FileExistsError:
                 return False
+            except Exception:
+                # S3 answers a conflict, not that it exists, where two create an object at the same moment.
+                if self._file_system.exists(self._path(name)):
+                    return False
+                raise
             return True
 
     def get(self, name: str) -> bytes:

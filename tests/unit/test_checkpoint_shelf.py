@@ -261,6 +261,12 @@ def test_releases_are_bounded(store: LocalStore, shelf: Shelf) -> None:
     assert (len(kept), kept[0]) == (RELEASES_KEPT, 6)
 
 
+def test_a_release_comes_after_those_of_a_clock_that_is_ahead(store: LocalStore, shelf: Shelf) -> None:
+    store.put("group/models/009999999999999-early.safetensors", pack("release", {}, {}))
+    shelf.put_release("late", STATE)
+    assert shelf.newest_release() == "late"
+
+
 def test_the_first_schema_holds_for_all(store: LocalStore, shelf: Shelf) -> None:
     assert shelf.schema() is None
     other = Shelf(store, "group", 3, SteppingClock())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bench_common import COLUMNS, Figures, Never, say
 
-from streamdet.app import Replay, replay
 from streamdet.config import Settings
+from streamdet.replaying import Replay, replay
 from streamdet.source.recording import RecordingSource
 from streamdet.worker import Part
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bench_common import Figures, Never, say
 
-from streamdet.app import Replay, replay
 from streamdet.config import Settings
+from streamdet.replaying import Replay, replay
 
 
 def measure(given: argparse.Namespace) -> Figures:

@@ -126,8 +126,8 @@ def replay(
 
     _log(logging.INFO if verbose else logging.WARNING)
     settings = configuration.load(config) if config is not None else configuration.Settings()
-    from streamdet.app import Replay
-    from streamdet.app import replay as judge
+    from streamdet.replaying import Replay
+    from streamdet.replaying import replay as judge
     from streamdet.show import progress, summary_lines
     from streamdet.stopping import Signals
 

@@ -17,9 +17,9 @@ from kafka_local import Kafka
 from live import Running, alerts_in, arrived, committed, free_port, publish, until
 from river.datasets import Shuttle
 
-from streamdet.app import Replay, replay
 from streamdet.config import parse
 from streamdet.events import Alert
+from streamdet.replaying import Replay, replay
 
 pytestmark = pytest.mark.integration
 

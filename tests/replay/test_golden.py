@@ -21,9 +21,9 @@ import pytest
 from fakes import QUICK, StopAfter, readings
 from river.datasets import Shuttle
 
-from streamdet.app import Replay, replay
 from streamdet.config import parse
 from streamdet.events import Alert
+from streamdet.replaying import Replay, replay
 
 GOLDEN = Path(__file__).parent / "golden"
 RENEW = "STREAMDET_RENEW_GOLDEN"

@@ -18,11 +18,11 @@ from fakes import QUICK, FakeSink, Group, StopAfter, readings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamdet.app import Replay, replay
 from streamdet.checkpoint.format import digest
 from streamdet.config import parse
 from streamdet.errors import ConfigError
 from streamdet.events import Alert, LaneId
+from streamdet.replaying import Replay, replay
 from streamdet.sink.recording import RecordingWriter
 from streamdet.source.recording import RecordingSource
 from streamdet.worker import run

@@ -2,7 +2,8 @@
 
 A static member (`group.instance.id`) is known to Kafka by its name: one that comes back under it finds its partitions
 as it left them. kafka-python does not say when another consumer has taken the name, never lets a static member leave,
-and lets one that was expelled claim what it had. That is mended here; tests on a real Kafka hold it.
+lets one that was expelled claim what it had, and may forget that it is joining. That is mended here; tests on a real
+Kafka hold it.
 """
 
 from collections.abc import Callable, Iterable
@@ -47,6 +48,18 @@ def fenced(consumer: Any) -> bool:  # noqa: ANN401 - kafka-python is untyped
     with coordinator._lock:  # noqa: SLF001 - it is held where a join ends, which changes all three
         settled = coordinator.stable() and not coordinator.need_rejoin()
         return bool(settled and not coordinator._heartbeat_enabled)  # noqa: SLF001
+
+
+def finish_join(consumer: Any) -> None:  # noqa: ANN401
+    """Join again where kafka-python has forgotten that it is about to join.
+
+    A leader joins when topics change, and takes note of the change while it shares out the partitions. If a poll's time
+    is up before Kafka confirms that, the next one sees no change to join for: what was shared out is never taken
+    over, no heartbeat is sent, and the worker would be alive and idle for good.
+    """
+    coordinator = consumer._coordinator  # noqa: SLF001
+    if coordinator.rebalance_in_progress() and not coordinator.need_rejoin():
+        coordinator.request_rejoin()
 
 
 def leave_on_close(consumer: Any) -> None:  # noqa: ANN401

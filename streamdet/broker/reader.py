@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
 from kafka.structs import MemberState, TopicPartition
 
-from streamdet.broker.client import POSITION_ERRORS, SLICE_S, Clients, Outage, arguments, text
-from streamdet.broker.membership import fenced, leave_on_close, name_taken
+from streamdet.broker.client import POSITION_ERRORS, SLICE_S, Clients, Outage, arguments, refusal, text
+from streamdet.broker.membership import fenced, finish_join, leave_on_close, name_taken
 from streamdet.clock import Clock
 from streamdet.config import Kafka
 from streamdet.errors import BrokerError
@@ -26,8 +26,6 @@ CALL_MS: Final = 5_000
 CALL_AWAY_MS: Final = 400
 # What it may take once a broker that is connected has not answered in that time.
 CALL_SLOW_MS: Final = 30_000
-# What a call may take whose answer can wait.
-GLANCE_MS: Final = 500
 # Poll without a connected broker for this long: the broker counts as away. Reconnecting takes less.
 UNREACHED_S: Final = 1.0
 # A rebalance waits for all members. kafka-python throws its result away and joins anew, which makes the others join
@@ -138,6 +136,8 @@ class Reader:
             self._outage.failed(error)
             self._outage.pause()
             return {}
+        if self._group_id is not None:
+            finish_join(self.consumer)
         if self._name is not None and fenced(self.consumer):
             raise self._name_taken()
         if polled:
@@ -188,14 +188,21 @@ class Reader:
     def _name_taken(self) -> BrokerError:
         return name_taken(self._kafka, str(self._group_id), str(self._name))
 
-    def glance(self, attempt: Callable[[int], T]) -> T | None:
-        """The result of such a call if Kafka gives it at once, else None: for what is good to know, and can wait."""
+    def once(self, attempt: Callable[[int], T], timeout_ms: int) -> T | None:
+        """The result of such a call if Kafka gives it in time, else None; for who comes back to it after a poll.
+
+        Raises:
+            BrokerError: it answered with a refusal.
+        """
         if not self.reached:
             return None
         try:
-            return attempt(GLANCE_MS)
+            return attempt(timeout_ms)
         except (errors.KafkaError, OSError) as error:
-            log.debug("kafka glance reason=%s", text(error))
+            refused = refusal(error, self._kafka)
+            if refused is not None:
+                raise refused from error
+            log.debug("kafka gave no answer reason=%s", text(error))
             return None
 
     def learn(self, partitions: Set[TopicPartition]) -> dict[TopicPartition, int]:

@@ -12,6 +12,8 @@ from streamdet.events import LaneId
 
 # An empty lane that gets its first record moves the lead; until all workers have seen it, two of them train, or none.
 ASK_EVERY_S: Final = 10.0
+# Records wait for the answer.
+ASK_MS: Final = 500
 
 
 class Leading:
@@ -64,7 +66,7 @@ class Leading:
 
     def _ends(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
         end_offsets = self._reader.consumer.end_offsets
-        return self._reader.glance(lambda ms: end_offsets(partitions, timeout_ms=ms)) or {}
+        return self._reader.once(lambda ms: end_offsets(partitions, timeout_ms=ms), ASK_MS) or {}
 
 
 def _lowest_used(ends: Mapping[TopicPartition, int]) -> TopicPartition | None:

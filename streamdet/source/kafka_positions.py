@@ -22,10 +22,13 @@ log = logging.getLogger(__name__)
 # A topic that is made anew is nearly always noticed at once, as reading from it fails in between. Where nothing was
 # read just then, its metadata alone tell: they are asked for at least this often.
 METADATA_MAX_AGE_MS: Final = 5_000
+# So long is asked where a lane begins or ends. A topic that is just being deleted has no answer, and whoever waits for
+# it does not poll, and never learns that it is gone; so the question comes again after the next poll.
+EDGE_MS: Final = 3_000
 
 
 class Positions:
-    """Settles the positions of a group's lanes.
+    """Settles the positions of a group's lanes; what cannot be settled now, the next poll asks for again.
 
     Args:
         reader: reads the topics.
@@ -90,10 +93,13 @@ class Positions:
         for topic, known in self._topic_ids.items():
             found = self._reader.topic_id(topic)
             if found and found != known:
+                mine = {tp for tp in self._consumer.assignment() if tp.topic == topic}
+                firsts = self._edge(mine, at_end=False)
+                if firsts.keys() != mine:
+                    continue
                 anew.add(topic)
                 self._topic_ids[topic] = found
-                mine = {tp for tp in self._consumer.assignment() if tp.topic == topic}
-                for tp, first in self._edge(mine, at_end=False).items():
+                for tp, first in firsts.items():
                     self._start_over(tp, first, f"its id was {known} and is {found}")
         return anew
 
@@ -102,10 +108,9 @@ class Positions:
         self._group.give_anew(tp, first)
 
     def _edge(self, partitions: Set[TopicPartition], *, at_end: bool) -> dict[TopicPartition, int]:
-        """Where those of the partitions that are still assigned begin, or end."""
+        """Where those of the partitions that are still assigned begin, or end; of none if Kafka does not answer."""
         mine = list(partitions & self._consumer.assignment())
         if not mine:
             return {}
         ask = self._consumer.end_offsets if at_end else self._consumer.beginning_offsets
-        edges: dict[TopicPartition, int] = self._reader.call(lambda ms: ask(mine, timeout_ms=ms))
-        return edges
+        return self._reader.once(lambda ms: ask(mine, timeout_ms=ms), EDGE_MS) or {}

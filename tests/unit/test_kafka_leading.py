@@ -31,8 +31,8 @@ class StandInReader:
         self.asked.append(set(partitions))
         return {tp: self.ends[tp] for tp in partitions}
 
-    def glance(self, attempt: Callable[[int], Any]) -> Any:
-        return None if self.away else attempt(1)
+    def once(self, attempt: Callable[[int], Any], timeout_ms: int) -> Any:
+        return None if self.away else attempt(timeout_ms)
 
 
 def leading(ends: dict[TopicPartition, int]) -> tuple[Leading, StandInReader, SteppingClock]:

@@ -501,14 +501,15 @@ class SimulatedSource:
     def lag(self) -> Mapping[LaneId, int]:
         return {}
 
-    def commit(self, positions: Mapping[LaneId, Position]) -> None:
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:
         who, mine = self.membership(positions)
         try:
             self._kafka.group.check(who)
         except errors.KafkaError:
-            return
+            return False
         for lane in mine:
             self._kafka.set_committed(lane, positions[lane])
+        return len(mine) == len(positions)
 
     def heartbeat(self) -> None:
         """A sign of life, if there is life."""

@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,27 +159,28 @@ def troubled(
     """Let events flow and break things; the number of faults, and the longest gap."""
     end, gaps = threading.Event(), Gaps(group)
     hit = leaders(asking, group.name, TOPIC, group.alerts_topic)
-    for _ in range(2):
-        group.fleet.start().ready()
+    for worker in [group.fleet.start() for _ in range(2)]:
+        worker.ready()
     of_brokers = BrokerTroubles(brokers, hit, SESSION_S, random.Random(rng.random()), end)
     of_workers = WorkerTroubles(group.fleet, SESSION_S, random.Random(rng.random()), end)
-    watching, looking = threading.Event(), threading.Event()
+    flowing = threading.Event()
     with ThreadPoolExecutor(5) as threads:
         jobs = [
-            threads.submit(feed.flow, RATE, watching),
-            threads.submit(gaps.watch, watching),
-            threads.submit(group.fleet.watch, looking),
+            threads.submit(feed.flow, RATE, flowing),
+            threads.submit(gaps.watch, flowing),
+            threads.submit(group.fleet.watch, flowing),
         ]
         breaking = [threads.submit(of_brokers.run), threads.submit(of_workers.run)]
         try:
             wait(minutes * 60, [*jobs, *breaking])
-        finally:
-            end.set()
             say("mending everything")
-            settle(breaking, watching.set)
-            looking.set()
+            end.set()
+            settle(breaking)
+            brokers.start()
+        finally:  # also of what failed
+            end.set()
+            flowing.set()
         settle(jobs)
-    brokers.start()
     if feed.error is not None:
         raise ChaosError(f"a planted spike was not written: {feed.error}")
     return of_brokers.count + of_workers.count, gaps.longest_s
@@ -192,13 +193,10 @@ def wait(seconds: float, jobs: "list[Future[None]]") -> None:
         time.sleep(0.2)
 
 
-def settle(jobs: "list[Future[None]]", then: Callable[[], None] = lambda: None) -> None:
-    """Wait for the jobs; raise what they raised, after `then`."""
-    try:
-        for job in jobs:
-            job.result()
-    finally:
-        then()
+def settle(jobs: "list[Future[None]]") -> None:
+    """Wait for the jobs; raise what one of them raised."""
+    for job in jobs:
+        job.result()
 
 
 def compare(group: Group, expected: Group, feed: Feed) -> tuple[Difference, set[str]]:

@@ -30,7 +30,7 @@ FREQUENT = [name for name in STEPS if name not in RARE]
 # Small batches, and a commit for each: much that can be interrupted.
 GIVEN: dict[str, dict[str, Any]] = {
     "input": {"batch": {"max_events": 16, "max_wait_ms": 20}},
-    "commit": {"every_ms": 0},
+    "commit": {"every_ms": 0, "offsets_every_ms": 0},
     "learning": {"every": 512, "lag": 200},
 }
 
@@ -107,7 +107,8 @@ def test_three_lanes_at_random_moments_with_learning_off(
     zygote: Zygote, asking: Asking, make_topic: MakeTopic, fault_seed: int, tmp_path: Path
 ) -> None:
     rng = random.Random(fault_seed)
-    given = {**GIVEN, "learning": {"enabled": False}}
+    # At the usual pace of commits, too: offsets alone go out seldom, alerts at once.
+    given = {**GIVEN, "commit": {}, "learning": {"enabled": False}}
     group = Group(zygote, asking, tmp_path / "killed", make_topic(3), partitions=3, given=given)
     expected = group.beside("reference")
     with streams(group, fault_seed, KILLS * EACH) as written:

@@ -68,6 +68,13 @@ class Lane:
         return bool(self.ahead) or self.next_offset < self.published
 
     @property
+    def repeats_until(self) -> int | None:
+        """The offset up to which it judges again by the version in force: there, it may have to change."""
+        if self.ahead:
+            return self.ahead[0].offset
+        return self.published if self.next_offset < self.published else None
+
+    @property
     def due(self) -> Adoption | None:
         """The recorded adoption whose offset has come."""
         return self.ahead[0] if self.ahead and self.ahead[0].offset <= self.next_offset else None

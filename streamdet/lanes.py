@@ -130,7 +130,7 @@ class Lanes(dict[LaneId, Lane]):
         )
 
     def shorten(self, batch: Batch) -> Batch:
-        """The batch up to the next recorded adoption of each lane; the rest is read again after it."""
+        """The batch up to where a lane that judges again may change its version; the rest is read again after that."""
         self.rewound = []
         parts = [self._shortened(part) for part in batch.parts]
         return Batch([part for part in parts if len(part)])
@@ -146,13 +146,14 @@ class Lanes(dict[LaneId, Lane]):
             )
             lane.published = 0
             self.rewound.append(lane.id)
-        if not lane.ahead:
+        if not lane.repeating:
             return part
         lane.next_offset = max(lane.next_offset, int(part.offsets[0]))  # offsets may have gaps
         self.adopt()
-        if not lane.ahead:
+        until = lane.repeats_until
+        if until is None:
             return part
-        n = int(np.searchsorted(part.offsets, lane.ahead[0].offset))
+        n = int(np.searchsorted(part.offsets, until))
         if n < len(part):
             self._source.seek(part.lane, int(part.offsets[n]))
         return part.first(n)

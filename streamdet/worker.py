@@ -22,6 +22,7 @@ from streamdet.config import Settings
 from streamdet.counting import count, show
 from streamdet.decide import explain, judge
 from streamdet.delivery import Delivery
+from streamdet.errors import BrokerUnavailableError
 from streamdet.events import Alert, Batch, Floats, LaneId, Records, Rows, Schema, Verdicts
 from streamdet.features.rows import Featured
 from streamdet.keeping import Keeper
@@ -42,6 +43,8 @@ FIRST_MODEL_S: Final = 10.0
 ANY: Final = 2**31
 # A checkpoint that failed is bad news once it has failed for so many intervals.
 FAILING_INTERVALS: Final = 3
+# What committing may take at a stop: a rebalance, or a broker that fails over.
+FINISH_S: Final = 30.0
 
 
 class StopSignal(Protocol):
@@ -202,8 +205,18 @@ class Worker:
             self.health.red("checkpoint", "no checkpoint could be saved for a while: see the log")
 
     def finish(self) -> None:
-        """Make everything final, then save: what a clean stop leaves behind is not judged again."""
+        """Make everything final, then save: what a clean stop leaves behind is not judged again.
+
+        Raises:
+            BrokerUnavailableError: Kafka, or the group, does not let it; nothing is lost by that.
+        """
+        end_s = self.clock.monotonic_s() + FINISH_S
         while (commit := self.delivery.commit()) is None or self.delivery.final < commit:
+            if self.clock.monotonic_s() > end_s:
+                raise BrokerUnavailableError(
+                    f"could not commit within {FINISH_S:.0f} s of the stop: the last records will be judged again, by "
+                    "whoever has the partitions next"
+                )
             self.follow(self.source.poll(0))
         self.keeper.finish(self.lanes, self.learner)
 
@@ -234,11 +247,12 @@ class Worker:
             if found is not None:
                 self.learner.restore(found.state)
                 log.info("learner goes on events=%d from=%s", self.learner.seen, found.name)
+                # Not what the store has: that may have learnt from events which are about to be judged again.
+                self.releases.newest = self.learner.release
+                if self.learner.release is not None:
+                    self.releases.keep(self.learner.release)
             else:
                 self.keeper.begin_learner(self.learner)
-            if self.learner.release is not None:
-                self.releases.keep(self.learner.release)
-                self.releases.newest = self.learner.release
         elif not leads and self.learner is not None:
             log.info("another worker trains from now on")
             self.learner.close(wait=False)

@@ -139,13 +139,14 @@ class FakeSource:
     def lag(self) -> Mapping[LaneId, int]:
         return {}
 
-    def commit(self, positions: Mapping[LaneId, Position]) -> None:
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:
         self.journal.append(("commit", dict(positions)))
         for lane, position in positions.items():
             self.offsets[lane] = position.offset
             self.notes.pop(lane, None)
             if position.note:
                 self.notes[lane] = position.note
+        return True
 
     def close(self) -> None:
         self.journal.append("close source")

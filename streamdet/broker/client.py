@@ -31,6 +31,8 @@ BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 # No wait is longer than this without a look at whether a stop was requested.
 SLICE_S: Final = 0.25
+# A broker that is silent without closing its connections holds up everything for so long.
+REQUEST_TIMEOUT_MS: Final = 10_000
 # A first answer: long enough for a distant broker with TLS and a login.
 ANSWER_S: Final = 10.0
 
@@ -93,7 +95,7 @@ def arguments(kafka: Kafka) -> dict[str, Any]:
         "security_protocol": security.protocol,
         # The default of 30 s would make a broker's return unnoticed for half a minute.
         "reconnect_backoff_max_ms": 1_000,
-        "request_timeout_ms": 30_000,
+        "request_timeout_ms": REQUEST_TIMEOUT_MS,
         "receive_message_max_bytes": 100_000_000,
     }
     if security.protocol.endswith("SSL"):

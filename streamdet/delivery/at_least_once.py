@@ -63,12 +63,12 @@ class AtLeastOnce:
         if self._positions and (waited or self._records.total() >= self._every_records):
             self._commit()
 
-    def commit(self) -> int:
-        """Flush and commit, now."""
+    def commit(self) -> int | None:
+        """Flush and commit, now; None if the commit did not count."""
         self._flush()
         if self._positions:
             self._commit()
-        return self.final
+        return None if self._positions else self.final
 
     def drop(self, lanes: Collection[LaneId]) -> None:
         """Leave the offsets of these lanes to their new owners."""
@@ -86,10 +86,13 @@ class AtLeastOnce:
             self._flushed = True
 
     def _commit(self) -> None:
-        self._source.commit(self._positions)
+        self._committed_at_s = self._clock.monotonic_s()
+        if not self._source.commit(self._positions):
+            # It came amid a rebalance. What is still this worker's is committed after it; the rest will be dropped.
+            self.outcomes["dropped"] += 1
+            return
         self._positions = {}
         self.records_final += self._records.total()
         self._records.clear()
-        self._committed_at_s = self._clock.monotonic_s()
         self.final += 1
         self.outcomes["committed"] += 1

@@ -39,8 +39,8 @@ class Source(Protocol):
     def lag(self) -> Mapping[LaneId, int]:
         """Records that lie ahead in each lane, as far as that is known."""
 
-    def commit(self, positions: Mapping[LaneId, Position]) -> None:
-        """Make these the positions from which the group goes on after a restart."""
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:
+        """Make these the positions from which the group goes on after a restart; False if not all of it counted."""
 
     def close(self) -> None:
         """Leave the group and release what is held; nothing is committed."""

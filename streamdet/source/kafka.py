@@ -129,20 +129,21 @@ class KafkaSource:
     def poll(self, max_events: int) -> Batch:
         """At most `max_events` records; empty when none came in time, lanes changed, or a stop was requested.
 
-        For 0 records it waits as long, and keeps the place in the group: a rebalance goes on, and lanes change.
+        For 0 records it waits as long, and keeps the place in the group: a rebalance goes on, and lanes change, after a
+        stop was requested too.
 
         Raises:
             BrokerError: Kafka refused, another worker has taken this one's name, or records were lost that may not be.
         """
         end_s = self._clock.monotonic_s() + self._wait_s
         wanted = min(max_events, self._batch_max_events)
-        while not self._stopped():
+        while wanted == 0 or not self._stopped():
             # With nothing read at hand, as what was would be put back over the new position.
             self._leading.forget(self._positions.follow_topics())
             left_s = end_s - self._clock.monotonic_s()
             polled = self._read(left_s, wanted) if wanted else self._keep_place(left_s)
             changed = self._update_lanes(polled)
-            if polled or changed or left_s <= SLICE_S:
+            if polled or changed or left_s <= SLICE_S or self._stopped():
                 return self._batch(polled)
         return Batch(())
 
@@ -239,8 +240,8 @@ class KafkaSource:
         """
         return self._group.membership(lanes)
 
-    def commit(self, positions: Mapping[LaneId, Position]) -> None:
-        """Make these the positions from which the group goes on; waits for Kafka.
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:
+        """Make these the positions from which the group goes on; waits for Kafka. False if not all of it counted.
 
         Lanes that have changed hands are left out, and a commit that comes after a rebalance is dropped: whoever
         has the lane now goes on from the last commit that counted.
@@ -249,7 +250,7 @@ class KafkaSource:
             BrokerError: Kafka refused, or another worker has taken the name of this one.
             BrokerUnavailableError: a stop was requested while waiting for Kafka.
         """
-        self._group.commit(positions)
+        return self._group.commit(positions)
 
     def lag(self) -> dict[LaneId, int]:
         """Records that lie ahead in each lane, as of the last fetch; lanes not yet fetched are left out.

@@ -98,30 +98,35 @@ class Group:
         self.committed_offsets[lane] = found.offset
         return Position(found.offset, found.metadata or "")
 
-    def commit(self, positions: Mapping[LaneId, Position]) -> None:
-        """Commit what is of this worker's lanes; waits for Kafka, and is dropped if it comes after a rebalance."""
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:
+        """Commit what is of this worker's lanes; waits for Kafka, and is dropped if it comes after a rebalance.
+
+        False if a lane was left out, or all of it dropped.
+        """
         # Kafka would take an offset for any lane from any member of the group, and set back whoever has it now.
         gone = positions.keys() - self.mine()
         if gone:
             log.info("commit dropped lanes=%s reason=no longer this worker's", names(gone))
         kept = {lane: at for lane, at in positions.items() if lane not in gone}
-        self._commit(
+        counted = self._commit(
             {TopicPartition(*ln): OffsetAndMetadata(at.offset, at.note, -1) for ln, at in kept.items()}
         )
+        return counted and not gone
 
     def commit_at(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit offsets of partitions that are assigned, though perhaps not yet, or no longer, lanes."""
         self._commit({tp: OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()})
 
-    def _commit(self, told: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+    def _commit(self, told: Mapping[TopicPartition, OffsetAndMetadata]) -> bool:
         if not told:
-            return
+            return True
         try:
             self._reader.call(lambda ms: self._try_commit(told, ms))
         except _RebalancedError as error:
             log.info("commit dropped lanes=%s reason=%s", names(LaneId(*tp) for tp in told), error)
-        else:
-            self.committed_offsets |= {LaneId(*tp): at.offset for tp, at in told.items()}
+            return False
+        self.committed_offsets |= {LaneId(*tp): at.offset for tp, at in told.items()}
+        return True
 
     def _try_commit(self, told: Mapping[TopicPartition, OffsetAndMetadata], timeout_ms: int) -> None:
         try:

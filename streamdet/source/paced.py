@@ -91,9 +91,9 @@ class PacedSource:
         """As the source that is paced has it."""
         return self._source.lag()
 
-    def commit(self, positions: Mapping[LaneId, Position]) -> None:
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:
         """Commit to the source below."""
-        self._source.commit(positions)
+        return self._source.commit(positions)
 
     def close(self) -> None:
         """Close the source below."""

@@ -138,9 +138,10 @@ class RecordingSource:
         """Nothing: how many records lie ahead in a file is known only once they are read."""
         return {}
 
-    def commit(self, positions: Mapping[LaneId, Position]) -> None:
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:
         """Keep the positions, in memory."""
         self._committed.update(positions)
+        return True
 
     def close(self) -> None:
         """Close the files; nothing more is read."""

@@ -63,8 +63,8 @@ class LongSource:
     def lag(self) -> Mapping[LaneId, int]:
         return {}
 
-    def commit(self, positions: Mapping[LaneId, Position]) -> None:
-        pass
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:  # noqa: ARG002
+        return True
 
     def close(self) -> None:
         pass

@@ -1,5 +1,6 @@
 """Publish, then commit: nothing is committed that has not arrived, and no more often than asked for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -119,6 +120,33 @@ def test_when_a_flush_fails_nothing_is_committed_and_the_next_one_tells_it(parts
     parts.delivery.turn()
     assert parts.sink.rejects == [reject(0)]
     assert parts.commits == [{LANE: Position(1)}]
+
+
+class AmidRebalance(FakeSource):
+    """Drops so many commits, as a group does that is being dealt out anew."""
+
+    def __init__(self, drops: int) -> None:
+        super().__init__({LANE: [], OTHER: []})
+        self.drops = drops
+
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:
+        self.drops -= 1
+        return self.drops < 0 and super().commit(positions)
+
+
+def test_a_commit_that_was_dropped_does_not_count_and_comes_again_without_the_lanes_that_were_lost() -> None:
+    source, clock = AmidRebalance(drops=2), SteppingClock()
+    delivery = AtLeastOnce(PACE, source, FakeSink(), clock)
+    for lane in (LANE, OTHER):
+        delivery.hold(lane, [], [], Position(4), 4)
+    delivery.turn()
+    assert delivery.commit() is None
+    assert (delivery.final, delivery.records_final) == (0, 0)
+    delivery.drop([OTHER])
+    assert delivery.commit() == delivery.final == 1
+    assert delivery.records_final == 4
+    assert source.offsets == {LANE: 4}
+    assert delivery.outcomes == {"dropped": 2, "committed": 1}
 
 
 def test_closing_releases_the_sink_and_commits_nothing(parts: Parts) -> None:

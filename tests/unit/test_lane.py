@@ -230,3 +230,16 @@ def test_of_older_adoptions_than_a_thousand_nothing_is_known() -> None:
     lane.timeline.extend(Adoption(i, f"v{i}") for i in range(TIMELINE_MAX + 5))
     assert lane.state()["timeline"][0] == [5, "v5"]
     assert len(lane.state()["timeline"]) == TIMELINE_MAX
+
+
+def test_a_lane_that_judges_again_stops_where_it_may_have_to_change_its_version() -> None:
+    """At each recorded adoption, and at the published offset: one made there may not have been noted any more."""
+    lane = lane_at(500)
+    lane.published = 600
+    lane.ahead = deque([Adoption(550, "a")])
+    until = [lane.repeats_until]
+    lane.ahead.popleft()
+    until.append(lane.repeats_until)
+    lane.next_offset = 600
+    until.append(lane.repeats_until)
+    assert until == [550, 600, None]

@@ -1,6 +1,7 @@
 """The loop, with source, sink and clock in memory: what is promised about order, restarts, lanes and counts."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from streamdet.checkpoint.shelf import Shelf
 from streamdet.checkpoint.store import LocalStore
 from streamdet.clock import SystemClock
 from streamdet.config import Commit
-from streamdet.errors import BrokerError, CheckpointError
-from streamdet.events import Batch, LaneId, Mode, Reason
-from streamdet.worker import run
+from streamdet.errors import BrokerError, BrokerUnavailableError, CheckpointError
+from streamdet.events import Batch, LaneId, Mode, Position, Reason
+from streamdet.worker import FINISH_S, run
 
 LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
 WARM = 1_500
@@ -247,6 +248,32 @@ def test_a_stop_lets_the_batch_end_then_commits_saves_and_closes(warm: Group) ->
     assert warm.saved(LANE) == [0, WARM, 1_620]
     assert source.journal.count("poll") == 2
     assert told(source.journal)[-3:] == [("commit", {LANE: 1_620}), "close sink", "close source"]
+
+
+class Refusing(FakeSource):
+    """Of a group that lets nobody commit."""
+
+    def commit(self, positions: Mapping[LaneId, Position]) -> bool:  # noqa: ARG002
+        return False
+
+
+def test_a_stop_does_not_wait_for_ever_for_a_commit_and_saves_nothing_that_is_not_committed(
+    warm: Group,
+) -> None:
+    clock = SteppingClock()
+    source = Refusing({LANE: VALUES}, warm.offsets, notes=warm.notes, per_poll=60, endless=True)
+    stop = StopAfter(2)
+
+    def tick() -> None:
+        clock.now_s += 1.0
+
+    source.before_poll = dict.fromkeys(range(1, 1_000), tick)
+    with pytest.raises(BrokerUnavailableError, match="could not commit within 30 s of the stop"):
+        run(warm.worker(source, clock=clock, observers=[stop]), stop)
+    assert source.journal.count("poll") <= 2 + FINISH_S + 1
+    assert source.journal[-1] == "close source"
+    assert warm.offsets == {LANE: WARM}
+    assert warm.saved(LANE) == [0, WARM]
 
 
 def test_a_stop_before_the_first_batch_judges_nothing_and_closes() -> None:

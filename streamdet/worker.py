@@ -43,6 +43,8 @@ FIRST_MODEL_S: Final = 10.0
 ANY: Final = 2**31
 # A checkpoint that failed is bad news once it has failed for so many intervals.
 FAILING_INTERVALS: Final = 3
+# Judging may wait so long for commits before it is said.
+HELD_UP_S: Final = 1.0
 # What committing may take at a stop: a rebalance, or a broker that fails over.
 FINISH_S: Final = 30.0
 
@@ -96,6 +98,8 @@ class Worker:
     learner: Learner | None = None
     _started_s: float = 0.0
     _patient: bool = True
+    _held_up_since_s: float | None = None
+    _held_up_said: bool = False
     _full: set[LaneId] = field(default_factory=set)
 
     def restore(self) -> None:
@@ -108,7 +112,7 @@ class Worker:
 
     def room(self) -> int:
         """How many records may be judged before something has to happen; 0: none, for the moment."""
-        if self.delivery.full:
+        if self._held_up():
             return 0
         if self.learner is not None:
             return self.learner.room()
@@ -121,6 +125,22 @@ class Worker:
                 FIRST_MODEL_S,
             )
         return ANY
+
+    def _held_up(self) -> bool:
+        """Whether judging waits for commits; it is said once that lasts, and when it is over."""
+        now_s = self.clock.monotonic_s()
+        if not self.delivery.full:
+            if self._held_up_said:
+                log.warning("judging goes on after %.1f s", now_s - (self._held_up_since_s or now_s))
+            self._held_up_since_s, self._held_up_said = None, False
+            return False
+        if self._held_up_since_s is None:
+            self._held_up_since_s = now_s
+        elif now_s - self._held_up_since_s >= HELD_UP_S and not self._held_up_said:
+            self._held_up_said = True
+            log.warning("judging waits for commits: Kafka takes alerts, dead letters or offsets too slowly")
+        self.metrics.held_up.set(now_s - self._held_up_since_s)
+        return True
 
     def follow(self, batch: Batch) -> Batch:
         """Begin the lanes that the group gave to this worker, and drop those that it took away.

@@ -60,6 +60,11 @@ class Metrics:
             "Records whose outcome is committed; summed over the workers of a group each counts once",
             registry=r,
         )
+        self.held_up = Gauge(
+            "streamdet_held_up_seconds",
+            "How long judging has waited for commits, this time or the last",
+            registry=r,
+        )
         self.trains = Gauge("streamdet_trains", "1 where this worker trains for its group", registry=r)
         self.adoptions = Counter(
             "streamdet_adoptions", "Changes of model version, over all lanes", registry=r

@@ -17,8 +17,8 @@ from chaos_workers import Fleet
 Fault = Callable[[], None]
 
 PAUSE_S = (0.5, 5.0)  # between two faults of a kind
-AWAY_S = (0.0, 4.0)  # a broker or a worker that was ended
-WORKERS_MIN, WORKERS_MAX = 1, 3
+AWAY_S = (0.0, 4.0)  # of a broker or a worker that was ended
+WORKERS_MIN, WORKERS_MAX = 2, 3
 
 
 class Troubles:
@@ -91,7 +91,7 @@ class BrokerTroubles(Troubles):
 
 
 class WorkerTroubles(Troubles):
-    """What happens to workers, of which there are one to three."""
+    """What happens to workers, of which there are two or three."""
 
     def __init__(self, fleet: Fleet, session_s: float, rng: random.Random, end: threading.Event) -> None:
         super().__init__(rng, end)

@@ -53,6 +53,8 @@ SESSION_S = 6.0
 WARMUP = 512
 PREPARED_EACH = 500
 DRAIN_MAX_S = 180.0
+LOOK_S = 0.2
+GAP_TO_SAY_S = 5.0
 TOPIC = "plant"
 
 
@@ -145,10 +147,13 @@ class Gaps:
     def watch(self, end: threading.Event) -> None:
         """Look again and again; where Kafka does not answer, there is nothing new."""
         moved_s, before = time.monotonic(), 0
-        while not end.wait(0.2):
+        while not end.wait(LOOK_S):
             with contextlib.suppress(KafkaError, OSError):
                 now = sum(self._group.committed(within_s=0.0))
                 if now > before:
+                    gap_s = time.monotonic() - moved_s
+                    if gap_s > GAP_TO_SAY_S:
+                        say(f"nothing was committed in the last {gap_s:.1f} s")
                     moved_s, before = time.monotonic(), now
             self.longest_s = max(self.longest_s, time.monotonic() - moved_s)
 

@@ -151,6 +151,7 @@ class ExactlyOnce:
         self._stopped = stopped
         self._held = Holding()
         self._under_way: UnderWay | None = None
+        self._hurried = False
         self._ended = False  # what is under way has, and the committed offsets must tell whether it counted
         self._begun = 0
         self._begun_at_s = -math.inf
@@ -238,13 +239,14 @@ class ExactlyOnce:
                 return
             error = transaction.error if transaction.done else None
             log.warning("transaction failed reason=%s", error or "it took too long")
+            self._hurried = self._stopped()  # a Kafka that does answer gets all the time there is for the next one
             self._transactor.renew(error)
             self._ended = True
         self._find_out(under_way)
 
     def _late(self, under_way: UnderWay) -> bool:
         patience_s = self._pace.transaction_timeout_ms / 1000
-        if self._stopped():
+        if self._stopped() and not self._hurried:
             patience_s = min(patience_s, STOPPING_S)
         return self._clock.monotonic_s() - under_way.since_s > patience_s
 

@@ -76,6 +76,8 @@ class BrokerTroubles(Troubles):
     def restart(self) -> None:
         """All in order, one by one."""
         for number in self._brokers.numbers:
+            if self._end.is_set():
+                return
             say(f"restart broker {number}")
             self._brokers.stop(number)
             self._brokers.start()

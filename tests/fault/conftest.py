@@ -1,5 +1,6 @@
 """Tests that break things on purpose share one zygote, and say how to repeat what they did."""
 
+import faulthandler
 import os
 import random
 import sys
@@ -17,6 +18,12 @@ def zygote() -> Iterator[Zygote]:
     """Forks workers; none outlives it."""
     with Zygote() as one:
         yield one
+
+
+@pytest.fixture(autouse=True)
+def patient() -> None:
+    """These tests take longer than others that hang; their own timeouts hold."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`scripts/chaos` for some minutes: what it counts, and that it leaves nothing running."""
 
-import faulthandler
 import json
 import signal
 import subprocess
@@ -14,12 +13,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 MINUTES = 3
 OVERHEAD_MAX_S = 600
-
-
-@pytest.fixture(autouse=True)
-def patient() -> None:
-    """It takes longer than a test that hangs; the timeout mark still holds."""
-    faulthandler.cancel_dump_traceback_later()
 
 
 def command(out: Path, seed: int, minutes: float) -> list[str]:

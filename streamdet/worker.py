@@ -152,7 +152,10 @@ class Worker:
         for lane in gone:
             self.lanes.drop(lane)
         self._forget(gone)
+        learner = self.learner
         self._lead_or_follow()
+        if self.learner is not learner:
+            batch = self._put_back(batch)  # it may cross a count at which this learner starts or adopts
         for lane in self.lanes.come:
             self.lanes.begin(lane, None if self.learner is None else self.learner.positions.get(lane))
         self.lanes.adopt()
@@ -252,6 +255,11 @@ class Worker:
     def seen(self) -> int:
         """Events judged for the first time, since the start."""
         return self.metrics.events
+
+    def _put_back(self, batch: Batch) -> Batch:
+        for part in batch.parts:
+            self.source.seek(part.lane, int(part.offsets[0]))
+        return Batch(())
 
     def _forget(self, lanes: Sequence[LaneId]) -> None:
         if self.learner is not None:

@@ -124,18 +124,26 @@ class KafkaTransactor:
             "allow_auto_create_topics": False,
             "metrics_enabled": False,
         }
-        made = self._outage.persist(lambda: producer(self._settings.kafka, **options))
-        self._producer = made
+        self._producer = self._outage.persist(partial(self._ready_producer, options))
         self._attempts: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
-        for topic in self._topics.names:
-            self._outage.persist(partial(made.partitions_for, topic))
-        self._outage.persist(partial(self._init, made))
         # A daemon: kafka-python may keep it waiting for good after its producer was closed.
-        work = partial(_work, made, self._attempts)
+        work = partial(_work, self._producer, self._attempts)
         threading.Thread(target=work, name="transactions", daemon=True).start()
 
-    def _init(self, made: Any) -> None:  # noqa: ANN401 - kafka-python is untyped
-        """End what an earlier producer of the same id has begun; Kafka may take a while for it."""
+    def _ready_producer(self, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - kafka-python is untyped
+        """One attempt at a producer that has ended what an earlier one of the same id had begun."""
+        made = producer(self._settings.kafka, **options)
+        try:
+            for topic in self._topics.names:
+                made.partitions_for(topic)
+            self._init(made)
+        except BaseException:
+            # The next attempt is with another one: a request that is lost with its broker is waited for without end.
+            close_producer(made)
+            raise
+        return made
+
+    def _init(self, made: Any) -> None:  # noqa: ANN401
         end_s = self._clock.monotonic_s() + ANSWER_S
         while True:
             try:

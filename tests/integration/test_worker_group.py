@@ -78,6 +78,10 @@ class Member:
             done = thread.submit(run, self.worker, self)
             try:
                 yield self
+            except AssertionError:
+                if done.done():  # what was waited for did not come because the worker had failed
+                    done.result()
+                raise
             finally:
                 self.requested = True
             done.result(timeout=30)

@@ -366,3 +366,22 @@ def test_a_lane_comes_back_from_the_newest_checkpoint_at_or_before_its_committed
     assert (worker.lanes[LANE].next_offset, worker.lanes[LANE].published) == (WARM, 1_600)
     assert source.journal[-1] == ("seek", LANE, WARM)
     worker.close()
+
+
+def test_who_comes_to_train_judges_nothing_that_was_polled_before(tmp_path: Path) -> None:
+    """A follower polls as much as it likes; a learner that came with that poll would be carried past its next start."""
+    group, values = Group(tmp_path), readings(900)
+    run(group.worker(group.source({LANE: values[:500]})), NEVER)
+    source = group.source({LANE: values}, per_poll=400)
+    source.leading = False
+    worker = group.worker(source)
+    worker.restore()
+    polled = source.poll(worker.room())
+    assert len(polled) == 400
+    source.leading = True
+    worker.learn(worker.judge(worker.follow(polled)))
+    assert worker.learner is not None
+    assert worker.learner.seen == 500
+    run(worker, NEVER)
+    assert worker.learner.seen == 900
+    assert worker.learner.adopted_total == 2  # at 256 and, which it must not miss, at 512

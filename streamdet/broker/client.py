@@ -9,6 +9,7 @@ client here is made after `topics_of` has spoken to a broker, and is closed if i
 import logging
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -33,6 +34,8 @@ BACKOFF_MAX_S: Final = 5.0
 SLICE_S: Final = 0.25
 # A broker that is silent without closing its connections holds up everything for so long.
 REQUEST_TIMEOUT_MS: Final = 10_000
+# Between two looks of a producer's thread for a coordinator that is not there.
+NOT_READY_S: Final = 0.05
 # A first answer: long enough for a distant broker with TLS and a login.
 ANSWER_S: Final = 10.0
 
@@ -317,6 +320,23 @@ def missing_topic(topic: str, kafka: Kafka) -> BrokerError:
     )
 
 
+class _Net(KafkaNetClient):  # type: ignore[misc]
+    """The network client, without a way to lose a request."""
+
+    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> bool:  # noqa: ANN401
+        """Whether the node can be sent to.
+
+        The producer's thread forgets a transactional request where this raises, as it does of a broker that was just
+        killed, and waits for its answer for ever; told False, it looks the coordinator up again and repeats it.
+        """
+        try:
+            ready: bool = super().await_ready(node_id, timeout_ms)
+        except errors.KafkaError:
+            time.sleep(NOT_READY_S)  # its thread asks again at once
+            return False
+        return ready
+
+
 class Clients:
     """Makes the network client of a kafka-python client, and keeps it to ask it and to close it."""
 
@@ -325,7 +345,7 @@ class Clients:
 
     def __call__(self, **configs: Any) -> Any:  # noqa: ANN401 - passed on to kafka-python
         """Called by kafka-python, with the configuration of the client being constructed."""
-        client = KafkaNetClient(**configs)
+        client = _Net(**configs)
         # kafka-python 3.0 takes this as an argument of consumer and producer, and forgets to pass it on.
         client.cluster.config["allow_auto_create_topics"] = False
         self.made.append(client)

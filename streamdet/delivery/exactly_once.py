@@ -239,7 +239,8 @@ class ExactlyOnce:
                 return
             error = transaction.error if transaction.done else None
             log.warning("transaction failed reason=%s", error or "it took too long")
-            self._hurried = self._stopped()  # a Kafka that does answer gets all the time there is for the next one
+            # At a stop this happens once: a Kafka that does answer gets all the time there is for the next one.
+            self._hurried = self._stopped()
             self._transactor.renew(error)
             self._ended = True
         self._find_out(under_way)

@@ -95,7 +95,7 @@ class Sources:
 
 
 @contextlib.contextmanager
-def polled(source: KafkaSource, each: Callable[[Batch], None]) -> Iterator[None]:
+def polled(source: KafkaSource, each: Callable[[Batch], object]) -> Iterator[None]:
     """Poll a source in a thread, as its own worker would: a rebalance needs all members at once."""
     stop, raised = threading.Event(), list[BaseException]()
 

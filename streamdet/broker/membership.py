@@ -62,6 +62,15 @@ def finish_join(consumer: Any) -> None:  # noqa: ANN401
         coordinator.request_rejoin()
 
 
+def share_out_again(consumer: Any) -> None:  # noqa: ANN401
+    """Ask for a rebalance, for a member that has just come under a name.
+
+    Kafka gives one that comes back what it had, without asking the others. If it was killed between the two steps of a
+    rebalance (KIP-429), a partition that was taken from it in the first one would be nobody's until the next rebalance.
+    """
+    consumer._coordinator.request_rejoin()  # noqa: SLF001
+
+
 def leave_on_close(consumer: Any) -> None:  # noqa: ANN401
     """Let closing the consumer end its membership at once, also that of a static member.
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from kafka import OffsetAndMetadata, errors
 from kafka.structs import MemberState, TopicPartition
 
+from streamdet.broker.membership import share_out_again
 from streamdet.broker.reader import Reader, Revocations
 from streamdet.events import LaneId, Position
 
@@ -60,6 +61,8 @@ class Group:
         if joined.state != MemberState.STABLE:
             return frozenset()
         self._joined = joined
+        if before.member_id == "" and joined.group_instance_id is not None:
+            share_out_again(self._consumer)
         expelled = before.member_id not in ("", joined.member_id)
         return frozenset(self._consumer.assignment()) if expelled else frozenset()
 

@@ -165,7 +165,7 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
         run(worker, stop)
         if scores is not None:
             writer.keep()
-    log.info("stopped events=%d", worker.seen)
+    log.info("stopped events=%d records_final=%d", worker.seen, delivery.records_final)
 
 
 def take_over(store: LocalStore, shelf: Shelf, settings: Settings, topic_id: Callable[[str], str]) -> None:

@@ -83,7 +83,7 @@ def build(
     background = Background()
     of_models = recorded.shelf if recorded is not None else shelf
     releases = Releases(of_models, background, schema.columns, device, clock)
-    keeper = Keeper(shelf, background, settings.checkpoint, clock, metrics)
+    keeper = Keeper(shelf, background, settings.checkpoint, clock, metrics, first=releases.save)
     adoptions = recorded.adoptions if recorded is not None else None
     return Worker(
         settings=settings,

@@ -6,7 +6,7 @@ checkpoint is ever ahead of the committed offsets. Copying is all that the loop 
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -50,7 +50,9 @@ class Keeper:
         settings: Checkpoint,
         clock: Clock,
         metrics: Metrics,
+        first: Callable[[], object] = lambda: None,
     ) -> None:
+        self._first = first  # what has to be saved before any snapshot is
         self._shelf = shelf
         self._background = background
         self._every_s = settings.every_s
@@ -131,6 +133,7 @@ class Keeper:
         """
         shelf = self._shelf
         assert shelf is not None  # noqa: S101 - nothing is due without one
+        self._first()
         if "learner" in state:
             shelf.put_learner(state["learner"]["seen"], state["learner"])
         for lane in lanes:

@@ -39,6 +39,7 @@ class Releases:
         self._device = device
         self._clock = clock
         self._known: OrderedDict[str, Release] = OrderedDict()
+        self._unsaved: dict[str, State] = {}
         self._looked_at_s = clock.monotonic_s() - LOOK_EVERY_S
         self._looking = False
         self._seen: str | None = None  # the newest one that was there at the last look
@@ -48,6 +49,16 @@ class Releases:
     def load(self, state: State) -> Release:
         """The release that gave this state, on this worker's device."""
         return Release.from_state(state, self._columns, self._device)
+
+    def save(self) -> None:
+        """In the background: write what is not written yet; what fails stays for the next time.
+
+        Lanes that judge again must find what they adopted, so no state that is beyond an adoption is saved before it.
+        """
+        if self._shelf is not None:
+            for version, state in list(self._unsaved.items()):
+                self._shelf.put_release(version, state)
+                del self._unsaved[version]
 
     def publish(self, release: Release) -> None:
         """Share a release, in the background, and go on with it here.
@@ -60,8 +71,8 @@ class Releases:
             return
         self.newest = release
         if self._shelf is not None:
-            shelf, version, state = self._shelf, release.version.id, release.state()
-            self._background.submit("model", partial(shelf.put_release, version, state))
+            self._unsaved[release.version.id] = release.state()
+            self._background.submit("model", self.save)
 
     def keep(self, release: Release) -> None:
         """Have it at hand."""

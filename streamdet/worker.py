@@ -152,12 +152,14 @@ class Worker:
         for lane in gone:
             self.lanes.drop(lane)
         self._forget(gone)
-        learner = self.learner
+        before = self.learner
         self._lead_or_follow()
-        if self.learner is not learner:
-            batch = self._put_back(batch)  # it may cross a count at which this learner starts or adopts
         for lane in self.lanes.come:
             self.lanes.begin(lane, None if self.learner is None else self.learner.positions.get(lane))
+        if self.learner is not None:
+            self._introduce(self.learner)
+            if self.learner is not before:
+                batch = self._put_back(batch)  # it may cross a count at which this learner starts or adopts
         self.lanes.adopt()
         batch = self.lanes.shorten(batch)
         self._forget(self.lanes.rewound)
@@ -256,6 +258,14 @@ class Worker:
         """Events judged for the first time, since the start."""
         return self.metrics.events
 
+    def _introduce(self, learner: Learner) -> None:
+        """Let the learner know where it began to learn of lanes that it does not know; save one that begins itself."""
+        new = not learner.positions
+        for lane, kept in self.lanes.items():
+            learner.positions.setdefault(lane, kept.next_offset)
+        if new and not learner.seen and self.lanes:
+            self.keeper.begin_learner(learner)
+
     def _put_back(self, batch: Batch) -> Batch:
         for part in batch.parts:
             self.source.seek(part.lane, int(part.offsets[0]))
@@ -279,8 +289,6 @@ class Worker:
                 self.releases.newest = self.learner.release
                 if self.learner.release is not None:
                     self.releases.keep(self.learner.release)
-            else:
-                self.keeper.begin_learner(self.learner)
         elif not leads and self.learner is not None:
             log.info("another worker trains from now on")
             self.learner.close(wait=False)

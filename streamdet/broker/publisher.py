@@ -225,4 +225,7 @@ def _bytes_max(kafka: Kafka, topic: str) -> int:
         return TOPIC_BYTES_MAX
     finally:
         client.close()
-    return int(answer["topic"][topic]["max.message.bytes"]["value"])
+    found = answer["topic"][topic].get("max.message.bytes")
+    if found is None:  # the broker that was asked has not heard of a topic that was just created
+        raise errors.UnknownTopicOrPartitionError(topic)
+    return int(found["value"])

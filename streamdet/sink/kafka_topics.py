@@ -110,4 +110,7 @@ def _bytes_max(client: Any, topic: str) -> int:  # noqa: ANN401
         answer = client.describe_configs([asked], config_filter="all")
     except errors.AuthorizationError:
         return TOPIC_BYTES_MAX
-    return int(answer["topic"][topic]["max.message.bytes"]["value"])
+    found = answer["topic"][topic].get("max.message.bytes")
+    if found is None:  # the broker that was asked has not heard of a topic that was just created
+        raise errors.UnknownTopicOrPartitionError(topic)
+    return int(found["value"])

@@ -101,6 +101,7 @@ class Group:
     def finish(self, worker: Running, offsets: Sequence[int]) -> None:
         """Let a worker come to the end, and stop it in order."""
         self.await_committed(offsets, worker)
+        worker.await_log("judging topics")  # where earlier ones have committed it all, it may not listen yet
         worker.signal(signal.SIGTERM)
         code = worker.ended()
         assert code == 0, f"exit code {code}:\n{worker.log}"

@@ -122,9 +122,8 @@ class Releases:
                 self._seen = version
                 if state is not None:
                     self._found = self.load(state)
-        except (
-            CheckpointError
-        ) as error:  # the next look may do better; a worker without any model says that itself
+        except CheckpointError as error:
+            # The next look may do better; a worker without any model says that itself.
             log.warning("cannot look for a newer model: %s", error)
         finally:
             self._looking = False

@@ -333,6 +333,9 @@ class Worker:
         self.metrics.lost.set(lost)
         if lost:  # until somebody restarts the worker: nothing brings them back
             self.health.red("records", f"{lost} records were deleted before they were read: see the log")
+        if self.shelf is not None:
+            for reason, times in self.shelf.refused.items():
+                self.metrics.checkpoints_refused.labels(reason).set(times)
         show(self.metrics, self.lanes, self.source.lag(), self.delivery, self.learner)
         for lane, kept in self.lanes.items():
             if kept.features.entities.evicted_total and lane not in self._full:

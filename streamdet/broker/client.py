@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, KafkaProducer, errors
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.net.compat import KafkaNetClient
 from kafka.protocol.metadata import MetadataRequest
 
@@ -38,6 +39,9 @@ REQUEST_TIMEOUT_MS: Final = 10_000
 NOT_READY_S: Final = 0.05
 # A first answer: long enough for a distant broker with TLS and a login.
 ANSWER_S: Final = 10.0
+
+# Kafka's own default of what a topic takes in one batch.
+TOPIC_BYTES_MAX: Final = 1_048_588
 
 SERVER: Final = re.compile(r"\S+:\d{1,5}")
 
@@ -309,6 +313,23 @@ def _partitions(response: Any, kafka: Kafka) -> dict[str, int]:  # noqa: ANN401 
         elif error is not errors.UnknownTopicOrPartitionError:
             raise error(topic.name)
     return found
+
+
+def topic_bytes_max(client: Any, topic: str) -> int:  # noqa: ANN401 - a KafkaAdminClient, which is untyped
+    """How large a batch of records a topic takes, in bytes; Kafka's default where this client may not ask.
+
+    Raises:
+        KafkaError: Kafka did not answer, or the broker that was asked has not heard of a topic that was just created.
+    """
+    asked = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
+    try:
+        answer = client.describe_configs([asked], config_filter="all")
+    except errors.AuthorizationError:
+        return TOPIC_BYTES_MAX
+    found = answer["topic"][topic].get("max.message.bytes")
+    if found is None:
+        raise errors.UnknownTopicOrPartitionError(topic)
+    return int(found["value"])
 
 
 def missing_topic(topic: str, kafka: Kafka) -> BrokerError:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from kafka import errors
-from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.serializer import Serializer
 
 from streamdet.broker.client import (
@@ -21,6 +20,7 @@ from streamdet.broker.client import (
     missing_topic,
     producer,
     refusal,
+    topic_bytes_max,
     topics_of,
 )
 from streamdet.clock import Clock
@@ -40,8 +40,6 @@ BATCH_BYTES: Final = 1 << 17
 LINGER_MS: Final = 20
 PACED_LINGER_MS: Final = 1
 REQUEST_BYTES_MAX: Final = 64 << 20
-# Kafka's own default, assumed where this client may not ask.
-TOPIC_BYTES_MAX: Final = 1_048_588
 # What a batch of one record has besides its key, value and headers.
 RECORD_OVERHEAD_BYTES: Final = 100
 # No acknowledgement for this long: Kafka counts as away, and a stop is no longer held up by what is on its way.
@@ -216,16 +214,8 @@ class Publisher:
 
 
 def _bytes_max(kafka: Kafka, topic: str) -> int:
-    """How large a batch of records the topic takes, in bytes."""
     client = admin(kafka)
     try:
-        asked = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
-        answer = client.describe_configs([asked], config_filter="all")
-    except errors.AuthorizationError:
-        return TOPIC_BYTES_MAX
+        return topic_bytes_max(client, topic)
     finally:
         client.close()
-    found = answer["topic"][topic].get("max.message.bytes")
-    if found is None:  # the broker that was asked has not heard of a topic that was just created
-        raise errors.UnknownTopicOrPartitionError(topic)
-    return int(found["value"])

@@ -51,6 +51,9 @@ class Metrics:
         self.checkpoint_seconds = Gauge(
             "streamdet_checkpoint_seconds", "Seconds that the newest checkpoint of a lane took", registry=r
         )
+        self.checkpoints_refused = Gauge(
+            "streamdet_checkpoints_refused", "Checkpoints passed over, by reason", ["reason"], registry=r
+        )
         self.cold_starts = Counter(
             "streamdet_cold_starts", "Partitions begun without a checkpoint", registry=r
         )

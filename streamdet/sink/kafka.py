@@ -16,10 +16,9 @@ from typing import Any, Final
 
 from kafka import errors
 
-from streamdet.broker.client import SLICE_S, TOO_LARGE_ERRORS, Outage, Stopped, never, producer, refusal
+from streamdet.broker.client import SLICE_S, TOO_LARGE_ERRORS, Outage, Stopped, never, producer
 from streamdet.clock import Clock
 from streamdet.config import Settings
-from streamdet.errors import BrokerError
 from streamdet.events import Alert, Reject
 from streamdet.sink.kafka_records import Outgoing, of_alert, of_reject
 from streamdet.sink.kafka_topics import RECORD_BYTES_MAX, OutputTopics
@@ -167,7 +166,8 @@ class KafkaSink:
     def _mend(self, error: BaseException) -> None:
         """Send again what has not arrived, with a new producer: the old one may have given up for good."""
         if isinstance(error, TOO_LARGE_ERRORS):
-            self._lower_limits(error)
+            self._outage.persist(self._topics.ensure)
+            self._topics.lower([sent.record for sent in self._pending], error)
         else:
             self._outage.failed(error)
             self._outage.pause()
@@ -177,21 +177,6 @@ class KafkaSink:
         for sent in self._pending:
             if not sent.future.is_done or sent.future.exception is not None:
                 self._hand_over(sent)
-
-    def _lower_limits(self, error: BaseException) -> None:
-        """Something was too large: ask for the limits again, and lower one where the answer explains nothing.
-
-        One refused record makes kafka-python's producer fail all of them with the same error, so the largest is
-        taken for the one.
-        """
-        self._outage.persist(self._topics.ensure)
-        if any(self._topics.shrinks(sent.record) for sent in self._pending):
-            return
-        largest = max((sent.record for sent in self._pending), key=lambda record: record.size)
-        if not self._topics.halve(largest):
-            raise refusal(error, self._settings.kafka) or BrokerError(
-                f"topic {largest.topic} takes no records"
-            )
 
 
 def close_producer(made: Any) -> None:  # noqa: ANN401

@@ -1,13 +1,12 @@
 """The topics that alerts and dead letters go to: created if absent, with what they take in one record."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kafka import errors
-from kafka.admin import ConfigResource, ConfigResourceType
 
-from streamdet.broker.client import Stopped, admin, topics_of
+from streamdet.broker.client import Stopped, admin, refusal, topic_bytes_max, topics_of
 from streamdet.clock import Clock
 from streamdet.config import Settings
 from streamdet.errors import BrokerError
@@ -17,8 +16,6 @@ log = logging.getLogger(__name__)
 
 # What the created topics take in one record: more than the largest that a broker accepts by default, by far.
 RECORD_BYTES_MAX: Final = 16 * 1024 * 1024
-# Kafka's own default, assumed where this client may not ask.
-TOPIC_BYTES_MAX: Final = 1_048_588
 
 
 class OutputTopics:
@@ -54,7 +51,7 @@ class OutputTopics:
                 self._create(client, dict.fromkeys(absent, found.get(asked[0], 1)))
             for topic in self.names:
                 known = self._bytes_max.get(topic, RECORD_BYTES_MAX)
-                self._bytes_max[topic] = min(known, _bytes_max(client, topic))
+                self._bytes_max[topic] = min(known, topic_bytes_max(client, topic))
         finally:
             client.close()
 
@@ -65,16 +62,23 @@ class OutputTopics:
             log.warning("truncated topic=%s bytes=%d to=%d", record.topic, record.size, fits.size)
         return fits
 
-    def shrinks(self, record: Outgoing) -> bool:
-        """Whether the record would be truncated."""
-        return _shrinks(record, self._bytes_max[record.topic])
+    def lower(self, sent: Sequence[Outgoing], error: BaseException) -> None:
+        """One of these was too large: lower a bound, where what `ensure` has learnt meanwhile explains nothing.
 
-    def halve(self, record: Outgoing) -> bool:
-        """Take it that the topic takes half of this record; False where that would not make it smaller."""
-        if not _shrinks(record, record.size // 2):
-            return False
-        self._bytes_max[record.topic] = record.size // 2
-        return True
+        One refused record makes kafka-python's producer fail all of them with the same error, so the largest is
+        taken for the one.
+
+        Raises:
+            BrokerError: it cannot be made smaller.
+        """
+        if not sent or any(_shrinks(record, self._bytes_max[record.topic]) for record in sent):
+            return
+        largest = max(sent, key=lambda record: record.size)
+        if not _shrinks(largest, largest.size // 2):
+            raise refusal(error, self._settings.kafka) or BrokerError(
+                f"topic {largest.topic} takes no records"
+            )
+        self._bytes_max[largest.topic] = largest.size // 2
 
     def _create(self, client: Any, partitions: Mapping[str, int]) -> None:  # noqa: ANN401 - kafka-python is untyped
         wanted = {
@@ -102,15 +106,3 @@ class OutputTopics:
 
 def _shrinks(record: Outgoing, size_max: int) -> bool:
     return fitted(record, size_max).size < record.size
-
-
-def _bytes_max(client: Any, topic: str) -> int:  # noqa: ANN401
-    asked = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
-    try:
-        answer = client.describe_configs([asked], config_filter="all")
-    except errors.AuthorizationError:
-        return TOPIC_BYTES_MAX
-    found = answer["topic"][topic].get("max.message.bytes")
-    if found is None:  # the broker that was asked has not heard of a topic that was just created
-        raise errors.UnknownTopicOrPartitionError(topic)
-    return int(found["value"])

@@ -20,7 +20,6 @@ from kafka.structs import TopicPartition
 from streamdet.broker.client import ANSWER_S, TOO_LARGE_ERRORS, Outage, Stopped, never, producer, refusal
 from streamdet.clock import Clock
 from streamdet.config import Settings
-from streamdet.errors import BrokerError
 from streamdet.events import Alert, LaneId, Position, Reject
 from streamdet.sink.kafka import close_producer
 from streamdet.sink.kafka_records import Outgoing, of_alert, of_reject
@@ -99,7 +98,8 @@ class KafkaTransactor:
         """
         self.close()
         if isinstance(error, TOO_LARGE_ERRORS):
-            self._lower_limits(error)
+            self._outage.persist(self._topics.ensure)
+            self._topics.lower(self._last, error)
         elif error is not None and not isinstance(error, _GROUP_ERRORS):
             refused = refusal(error, self._settings.kafka) if _is_the_users(error) else None
             if refused is not None:
@@ -153,17 +153,6 @@ class KafkaTransactor:
                     raise
             else:
                 return
-
-    def _lower_limits(self, error: BaseException) -> None:
-        """Something was too large: ask for the limits again, and lower one where the answer explains nothing."""
-        self._outage.persist(self._topics.ensure)
-        if not self._last or any(self._topics.shrinks(record) for record in self._last):
-            return
-        largest = max(self._last, key=lambda record: record.size)
-        if not self._topics.halve(largest):
-            raise refusal(error, self._settings.kafka) or BrokerError(
-                f"topic {largest.topic} takes no records"
-            )
 
 
 def _is_the_users(error: BaseException) -> bool:

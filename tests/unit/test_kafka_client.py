@@ -4,11 +4,19 @@ import logging
 import re
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kafka import errors
 
-from streamdet.broker.client import BACKOFF_MAX_S, Outage, arguments, refusal
+from streamdet.broker.client import (
+    BACKOFF_MAX_S,
+    TOPIC_BYTES_MAX,
+    Outage,
+    arguments,
+    refusal,
+    topic_bytes_max,
+)
 from streamdet.config import Kafka
 from streamdet.errors import BrokerUnavailableError, ConfigError
 
@@ -168,3 +176,29 @@ def test_the_callers_own_errors_are_not_waited_for() -> None:
 
     with pytest.raises(KeyError):
         Outage(KAFKA, HandClock()).persist(attempt)
+
+
+class Configured:
+    """An admin client that knows topics by what they take; one it has not heard of has no settings."""
+
+    def __init__(self, topics: dict[str, str] | None) -> None:
+        self._topics = topics
+
+    def describe_configs(self, asked: list[Any], **_: object) -> dict[str, Any]:
+        if self._topics is None:
+            raise errors.ClusterAuthorizationFailedError
+        (resource,) = asked
+        known = self._topics.get(resource.name)
+        settings = {} if known is None else {"max.message.bytes": {"value": known}}
+        return {"topic": {resource.name: settings}}
+
+
+def test_what_a_topic_takes_is_asked_for_and_where_that_is_not_allowed_kafkas_default_holds() -> None:
+    assert topic_bytes_max(Configured({"alerts": "1000"}), "alerts") == 1_000
+    assert topic_bytes_max(Configured(None), "alerts") == TOPIC_BYTES_MAX
+
+
+def test_a_topic_that_the_broker_has_not_heard_of_yet_is_asked_for_again() -> None:
+    with pytest.raises(errors.UnknownTopicOrPartitionError) as raised:
+        topic_bytes_max(Configured({}), "alerts")
+    assert refusal(raised.value, KAFKA) is None  # an outage, which is waited for

@@ -171,7 +171,7 @@ def test_without_a_sound_checkpoint_a_lane_starts_cold_where_the_group_is_and_th
     run(worker, NEVER)
     assert seen.offsets(LANE) == list(range(1_000, END))
     assert counted(worker, "streamdet_cold_starts_total") == 1
-    assert shelf.refused["torn"] >= 3
+    assert counted(worker, "streamdet_checkpoints_refused", reason="torn") == shelf.refused["torn"] >= 3
     assert f"lane={LANE} starts cold at=1000: no usable checkpoint at or before that offset in" in caplog.text
 
 

@@ -309,8 +309,11 @@ def checkpoints(
     entries = look(settings, pin or (), unpin or (), prune=prune)
     if as_json:
         _print_json({"url": settings.checkpoint.url, "checkpoints": entries})
-    else:
+    elif entries:
         print("\n".join(lines(entries)))
+    else:
+        where = f"group {settings.input.group_id!r} in {settings.checkpoint.url}"
+        print(f"no checkpoints of {where}", file=sys.stderr)
     if any("error" in entry for entry in entries):
         raise typer.Exit(1)
 

@@ -7,12 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from streamdet import cli
+from streamdet.checkpoint.shelf import Shelf
+from streamdet.checkpoint.store import open_store
+from streamdet.clock import SystemClock
+from streamdet.events import LaneId
 
-COMMANDS = ("run", "replay", "record", "publish", "alerts", "init", "check")
+COMMANDS = ("run", "replay", "record", "publish", "alerts", "init", "check", "checkpoints")
 EVENTS = 700
 
 
@@ -257,3 +262,73 @@ def test_check_without_kafka_says_so_soon(call: Call, tmp_path: Path) -> None:
     result = call("check", "-c", path)
     assert result.code == 2
     assert "Kafka at localhost:1 cannot be reached" in result.err
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Shelf]:
+    """A configuration, and the shelf of its group with four checkpoints of a lane, the last two of equal state."""
+    config, folder = tmp_path / "streamdet.yaml", tmp_path / "state"
+    config.write_text(f"input: {{topics: [plant], group_id: g}}\ncheckpoint: {{url: {folder}, keep: 2}}\n")
+    shelf = Shelf(open_store(str(folder)), "g", 9, SystemClock())
+    for at in (10, 20, 30, 30):
+        shelf.put_lane(LaneId("plant", 3), "id", at, {"next_offset": at, "timeline": [[at, "v1"]]})
+    return config, shelf
+
+
+def listed(result: Result) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(result.out)["checkpoints"]
+    return entries
+
+
+def test_checkpoints_lists_what_a_group_has_with_digests_of_states(
+    call: Call, saved: tuple[Path, Shelf]
+) -> None:
+    config, _ = saved
+    result = call("checkpoints", "-c", config, "--json")
+    assert result.code == 0
+    entries = listed(result)
+    assert [(e["kind"], e["topic"], e["partition"], e["at"]) for e in entries] == [
+        ("lane", "plant", 3, at) for at in (10, 20, 30, 30)
+    ]
+    assert {e["version"] for e in entries} == {"v1"}
+    digests = [e["digest"] for e in entries]
+    assert digests[2] == digests[3]
+    assert len(set(digests)) == 3
+    shown = call("checkpoints", "-c", config).out.splitlines()
+    assert shown[0].split()[:3] == ["kind", "partition", "at"]
+    assert [line.split()[1:3] for line in shown[1:]] == [["plant/3", str(at)] for at in (10, 20, 30, 30)]
+
+
+def test_checkpoints_prunes_all_but_the_newest_and_what_is_pinned(
+    call: Call, saved: tuple[Path, Shelf]
+) -> None:
+    config, shelf = saved
+    first = shelf.entries()[0].name
+    kept = listed(call("checkpoints", "-c", config, "--pin", first, "--prune", "--json"))
+    assert [(e["at"], e["pinned"]) for e in kept] == [(10, True), (30, False), (30, False)]
+    kept = listed(call("checkpoints", "-c", config, "--unpin", first, "--prune", "--json"))
+    assert [e["at"] for e in kept] == [30, 30]
+
+
+def test_checkpoints_says_which_one_a_worker_would_refuse(call: Call, saved: tuple[Path, Shelf]) -> None:
+    config, shelf = saved
+    torn = shelf.entries()[1].name
+    path = config.parent / "state" / torn
+    path.write_bytes(path.read_bytes()[:100])
+    result = call("checkpoints", "-c", config)
+    assert result.code == 1
+    (line,) = [line for line in result.out.splitlines() if "REFUSED" in line]
+    assert torn in line
+    assert "torn" in line
+
+
+def test_checkpoints_of_a_group_that_has_none_are_said_to_be_none(call: Call, tmp_path: Path) -> None:
+    config = tmp_path / "streamdet.yaml"
+    config.write_text(f"checkpoint: {{url: {tmp_path / 'nowhere'}}}\n")
+    result = call("checkpoints", "-c", config)
+    assert (result.code, result.out) == (0, "")
+    assert "no checkpoints of group 'streamdet'" in result.err
+    result = call("checkpoints", "-c", config, "--pin", "absent")
+    assert result.code == 1
+    assert "there is no checkpoint" in result.err
+    assert not (tmp_path / "nowhere").exists()

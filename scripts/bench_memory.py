@@ -8,9 +8,9 @@ from pathlib import Path
 from bench_common import COLUMNS, Figures, Never, say
 
 from streamdet.config import Settings
+from streamdet.parts import Part
 from streamdet.replaying import Replay, replay
 from streamdet.source.recording import RecordingSource
-from streamdet.worker import Part
 
 ENTITIES = 1000
 FILE_ROWS = 1_000_000

@@ -19,8 +19,9 @@ from streamdet.clock import SystemClock
 from streamdet.codec.json import JsonCodec
 from streamdet.config import Settings, parse
 from streamdet.events import Schema
+from streamdet.parts import Part
 from streamdet.source.kafka import KafkaSource
-from streamdet.worker import Part, run
+from streamdet.worker import run
 
 TOPIC = "bench"
 

@@ -32,13 +32,14 @@ from streamdet.lane import Adoption
 from streamdet.lanes import Lanes
 from streamdet.learn.learner import Learner
 from streamdet.models.device import choose_device
+from streamdet.parts import Observer
 from streamdet.releases import Releases
 from streamdet.serve.health import Health
 from streamdet.serve.http import Server, serve
 from streamdet.serve.metrics import Metrics
 from streamdet.source import Source
 from streamdet.stopping import Signals
-from streamdet.worker import Observer, StopSignal, Worker, run
+from streamdet.worker import StopSignal, Worker, run
 
 log = logging.getLogger(__name__)
 

@@ -4,39 +4,35 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from streamdet.codec.decoder import Decoded
 from streamdet.delivery import Delivery
-from streamdet.events import Alert, LaneId, Mode, Records, Verdicts
-from streamdet.features.rows import Featured
+from streamdet.events import Alert, LaneId, Mode
 from streamdet.lane import Lane
 from streamdet.learn.learner import Learner
+from streamdet.parts import Part
 from streamdet.serve.metrics import Metrics
 
 
 def count(
     metrics: Metrics,
     lane: Lane,
-    records: Records,
-    decoded: Decoded,
-    featured: Featured,
-    verdicts: Verdicts,
+    part: Part,
     alerts: Sequence[Alert],
 ) -> None:
     """One lane's part of a batch; events below what the lane has published were judged before."""
-    metrics.polled.inc(len(records))
-    modes = np.bincount(verdicts.mode, minlength=len(Mode))
+    metrics.polled.inc(len(part.records))
+    modes = np.bincount(part.verdicts.mode, minlength=len(Mode))
     for mode in Mode:
         metrics.judged.labels(mode.label).inc(int(modes[mode]))
-    for reject in decoded.rejects:
+    for reject in part.decoded.rejects:
         metrics.rejected.labels(reject.reason).inc()
     for alert in alerts:
         metrics.alerts.labels(alert.severity).inc()
-    metrics.flagged.inc(int(verdicts.flagged.sum()))
-    metrics.imputed.inc(int(featured.rows.imputed.sum()))
-    metrics.unusable.inc(decoded.unusable)
-    again = int((decoded.events.offsets < lane.published).sum())
+    metrics.flagged.inc(int(part.verdicts.flagged.sum()))
+    metrics.imputed.inc(int(part.featured.rows.imputed.sum()))
+    metrics.unusable.inc(part.decoded.unusable)
+    again = int((part.decoded.events.offsets < lane.published).sum())
     metrics.rejudged.inc(again)
-    metrics.events += len(decoded.events) - again
+    metrics.events += len(part.decoded.events) - again
 
 
 def show(

@@ -23,11 +23,12 @@ from streamdet.evaluate.outcome import Outcome
 from streamdet.evaluate.scores import ScoresWriter
 from streamdet.events import Schema
 from streamdet.keeping import timelines
+from streamdet.parts import Observer
 from streamdet.sink.jsonl import JsonLinesSink, WholeFile
 from streamdet.source import Source
 from streamdet.source.paced import PacedSource
 from streamdet.source.recording import RecordingSource
-from streamdet.worker import Observer, StopSignal, Worker, run
+from streamdet.worker import StopSignal, Worker, run
 
 log = logging.getLogger(__name__)
 

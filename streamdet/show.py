@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from streamdet.events import Alert
 
 if TYPE_CHECKING:  # a subscriber to alerts has no need of torch, which the worker imports
+    from streamdet.parts import Observer, Part
     from streamdet.source.recording import RecordingSource
-    from streamdet.worker import Observer, Part
 
 _STYLES = {"critical": "bold red", "major": "yellow", "minor": ""}
 # Features in a line of the table.

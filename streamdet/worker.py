@@ -9,27 +9,25 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streamdet.checkpoint.background import Background
 from streamdet.checkpoint.shelf import Shelf
 from streamdet.clock import Clock
-from streamdet.codec.decoder import Decoded, Decoder
+from streamdet.codec.decoder import Decoder
 from streamdet.config import Settings
 from streamdet.counting import count, show
 from streamdet.decide import explain, judge
 from streamdet.delivery import Delivery
 from streamdet.errors import BrokerUnavailableError
-from streamdet.events import Alert, Batch, Floats, LaneId, Records, Rows, Schema, Verdicts
-from streamdet.features.rows import Featured
+from streamdet.events import Alert, Batch, Floats, LaneId, Rows, Schema
 from streamdet.keeping import Keeper
 from streamdet.lane import Lane
 from streamdet.lanes import Lanes
 from streamdet.learn.learner import Learner
-from streamdet.models.release import Release
+from streamdet.parts import Observer, Part, new_to
 from streamdet.releases import Releases
 from streamdet.serve.health import STARTING, Health
 from streamdet.serve.metrics import Metrics
@@ -53,25 +51,6 @@ class StopSignal(Protocol):
     """Whether somebody wants the worker to end."""
 
     requested: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """What became of one lane's share of a batch."""
-
-    lane: LaneId
-    records: Records
-    decoded: Decoded
-    featured: Featured
-    verdicts: Verdicts
-    release: Release | None  # that judged it
-
-
-class Observer(Protocol):
-    """Sees what was judged: score files, reports, progress."""
-
-    def judged(self, parts: Sequence[Part]) -> None:
-        """One micro-batch."""
 
 
 @dataclass(eq=False)
@@ -188,7 +167,7 @@ class Worker:
             lane.next_offset = part.records.next_offset
             if lane.next_offset > lane.published:
                 self.delivery.hold(lane.id, alerts, rejects, lane.position, len(part.records))
-            count(self.metrics, lane, part.records, part.decoded, part.featured, part.verdicts, alerts)
+            count(self.metrics, lane, part, alerts)
         self.delivery.turn()
         if parts:
             for observer in self.observers:
@@ -200,13 +179,10 @@ class Worker:
         if self.learner is not None:
             limits = [lane.limits.lane_limit for lane in self.lanes.values()]
             limit = max((x for x in limits if not math.isnan(x)), default=math.nan)
-            offsets = {part.lane: part.records.next_offset for part in parts}
-            behind = {lane: at for lane, at in offsets.items() if at < self.learner.positions.get(lane, 0)}
-            self.learner.observe(
-                _as_they_came([_unlearnt(part, self.learner.positions.get(part.lane, 0)) for part in parts]),
-                {lane: at for lane, at in offsets.items() if lane not in behind},
-                limit,
-            )
+            known = self.learner.positions
+            reached = {part.lane: part.records.next_offset for part in parts}
+            beyond = {lane: at for lane, at in reached.items() if at >= known.get(lane, 0)}
+            self.learner.observe(new_to(known, parts), beyond, limit)
             release = self.learner.adopt()
             if release is not None:
                 self.releases.publish(release)
@@ -346,49 +322,6 @@ class Worker:
                     lane,
                     self.settings.input.max_entities,
                 )
-
-
-def order_of_arrival(parts: Sequence[Part]) -> NDArray[np.intp] | None:
-    """Which of the events of all parts, laid end to end, came first, second, ...; None if they are in order."""
-    return _order([part.decoded.events.order for part in parts])
-
-
-def _order(orders: Sequence[Any]) -> NDArray[np.intp] | None:
-    known = [order for order in orders if order is not None]
-    if len(orders) < 2 or len(known) < len(orders):
-        return None
-    return np.argsort(np.concatenate(known))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Unlearnt:
-    """What a part has for the learner."""
-
-    rows: Rows
-    verdicts: Verdicts
-    order: Any
-
-
-def _unlearnt(part: Part, learnt: int) -> _Unlearnt:
-    """The events that the learner has not seen yet: those judged again it has."""
-    events, rows, verdicts = part.decoded.events, part.featured.rows, part.verdicts
-    if not len(events) or events.offsets[0] >= learnt:
-        return _Unlearnt(rows, verdicts, events.order)
-    new = np.flatnonzero(events.offsets >= learnt)
-    return _Unlearnt(rows[new], verdicts[new], None if events.order is None else events.order[new])
-
-
-def _as_they_came(parts: Sequence[_Unlearnt]) -> list[tuple[Rows, Verdicts]]:
-    """Rows and verdicts for the learner: across lanes in the order of arrival, where that is known.
-
-    One model learns from all lanes, so their order counts; lane by lane it would depend on how the batch was cut.
-    """
-    pairs = [(part.rows, part.verdicts) for part in parts]
-    order = _order([part.order for part in parts])
-    if order is None:
-        return pairs
-    rows = Rows.concatenate([rows for rows, _ in pairs])[order]
-    return [(rows, Verdicts.concatenate([verdicts for _, verdicts in pairs])[order])]
 
 
 def run(w: Worker, stop: StopSignal) -> None:

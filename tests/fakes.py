@@ -22,9 +22,10 @@ from streamdet.codec.json import JsonCodec
 from streamdet.config import parse
 from streamdet.delivery.at_least_once import AtLeastOnce
 from streamdet.events import Alert, Batch, LaneId, Mode, Position, Records, Reject, Schema
+from streamdet.parts import Observer, Part
 from streamdet.sink import Sink
 from streamdet.source import Source
-from streamdet.worker import Observer, Part, Worker
+from streamdet.worker import Worker
 
 
 class SteppingClock:

@@ -8,8 +8,8 @@ from streamdet.evaluate.labels import CsvLabels, JsonLabels
 from streamdet.evaluate.metrics import Quality, ScoreCounts
 from streamdet.evaluate.timeline import Timeline
 from streamdet.events import Alert, Mode, Reject
+from streamdet.parts import Part
 from streamdet.sink import Sink
-from streamdet.worker import Part
 
 # The report lists the newest alerts; more would be a list that nobody reads.
 ALERTS_SHOWN = 50

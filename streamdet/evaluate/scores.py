@@ -11,8 +11,8 @@ from pyarrow import csv, parquet
 
 from streamdet.errors import ConfigError
 from streamdet.events import Mode
+from streamdet.parts import Part, order_of_arrival
 from streamdet.sink.jsonl import WholeFile
-from streamdet.worker import Part, order_of_arrival
 
 COLUMNS = pa.schema(
     [

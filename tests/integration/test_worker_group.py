@@ -20,8 +20,9 @@ from streamdet.checkpoint.store import open_store
 from streamdet.clock import SystemClock
 from streamdet.codec.json import JsonCodec
 from streamdet.config import Settings, parse
+from streamdet.parts import Part
 from streamdet.source.kafka import KafkaSource
-from streamdet.worker import Part, Worker, run
+from streamdet.worker import Worker, run
 
 pytestmark = pytest.mark.integration
 

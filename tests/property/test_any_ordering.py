@@ -51,8 +51,9 @@ from streamdet.lane import Lane
 from streamdet.lanes import Lanes
 from streamdet.learn import trainer
 from streamdet.learn.learner import Learner
+from streamdet.parts import Part
 from streamdet.sink.kafka_records import Outgoing, of_alert, of_reject
-from streamdet.worker import Part, Worker, run
+from streamdet.worker import Worker, run
 
 KEEP = 3
 SEEDS = 3  # of streams

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from streamdet.events import Batch, LaneId, Position, Records
-from streamdet.worker import Part
+from streamdet.parts import Part
 
 LANE = LaneId("plant", 0)
 EARLY, LATE = 200_000, 600_000

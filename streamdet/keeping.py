@@ -5,6 +5,7 @@ checkpoint is ever ahead of the committed offsets. Copying is all that the loop 
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,9 +105,15 @@ class Keeper:
 
     def turn(self, lanes: Mapping[LaneId, Lane], final: int) -> None:
         """Write the snapshot whose commit counted; take note of what was written."""
-        if self._frozen is not None and self._frozen.commit <= final:
-            self._submit(self._frozen, lanes)
+        frozen = self._frozen
+        if frozen is not None and any(lanes.get(lane.id) is not lane for lane in frozen.lanes):
+            # A lane was lost (if it is back, it is another object). What it gave need not be committed, nor then what
+            # the learner had learnt of it; so another snapshot is taken, without it.
             self._frozen = None
+            self._since_s = -math.inf
+        elif frozen is not None and frozen.commit <= final:
+            self._frozen = None
+            self._submit(frozen)
         self._note_results()
 
     def finish(self, lanes: Mapping[LaneId, Lane], learner: Learner | None) -> None:
@@ -115,16 +122,14 @@ class Keeper:
             return
         self._background.drain(LAST_SAVE_S)
         frozen = freeze_now(_tree(lanes, learner))
-        self._submit(Snapshot(0, list(lanes.values()), frozen), lanes)
+        self._submit(Snapshot(0, list(lanes.values()), frozen))
         if not self._background.drain(LAST_SAVE_S):
             log.error("the last checkpoint is not written after %.0f s: ending without it", LAST_SAVE_S)
         self._note_results()
 
-    def _submit(self, snapshot: Snapshot, lanes: Mapping[LaneId, Lane]) -> None:
-        # One that was lost meanwhile may be back, and be another object: what was frozen is not of its state.
-        still = [lane for lane in snapshot.lanes if lanes.get(lane.id) is lane]
+    def _submit(self, snapshot: Snapshot) -> None:
         self._writing = True
-        self._background.submit(_SNAPSHOT, partial(self._write, snapshot.state, still))
+        self._background.submit(_SNAPSHOT, partial(self._write, snapshot.state, snapshot.lanes))
 
     def _write(self, state: State, lanes: Sequence[Lane]) -> None:
         """In the background: the learner first, and nothing without it.

@@ -42,9 +42,10 @@ class Delivery(Protocol):
         """Commit if it is due, and see to what is under way; called after every batch, empty ones too."""
 
     def commit(self) -> int | None:
-        """Begin to make all that is held final, due or not; None while an earlier commit is under way.
+        """Begin to make all that is held final, due or not; None while that cannot be begun.
 
-        Once `final` has reached the number that this returns, all that was held is final, but for lanes that were lost.
+        That is so while an earlier commit is under way, or a lane is lost of which nothing was said by `drop`. Once `final`
+        has reached the number that this returns, all that was held is final, but for lanes that were dropped meanwhile.
         """
 
     def drop(self, lanes: Collection[LaneId]) -> None:

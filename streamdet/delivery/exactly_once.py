@@ -153,6 +153,7 @@ class ExactlyOnce:
         self._under_way: UnderWay | None = None
         self._hurried = False
         self._ended = False  # what is under way has, and the committed offsets must tell whether it counted
+        self._lost: set[LaneId] = set()  # lanes that were left out, and of which the worker does not know yet
         self._begun = 0
         self._begun_at_s = -math.inf
         self.final = 0
@@ -189,10 +190,13 @@ class ExactlyOnce:
         self._see_to_it()
         if self._under_way is None and self._held.lanes:
             self._begin()
-        return None if self._held.lanes else self._begun
+        if self._held.lanes or self._lost:
+            return None
+        return self._begun if self._under_way is not None else self.final
 
     def drop(self, lanes: Collection[LaneId]) -> None:
         """Forget these lanes; if Kafka refuses what is under way, it goes out again without them."""
+        self._lost.difference_update(lanes)
         for lane in lanes:
             self._held.pop(lane)
             if self._under_way is not None:
@@ -213,13 +217,12 @@ class ExactlyOnce:
         membership, mine = self._source.membership(self._held.lanes)
         if membership is None:  # amid a rebalance, which goes on with the next poll
             return
-        lanes = {lane: held for lane, held in self._held.lanes.items() if lane in mine}
+        lanes = self._still(self._held.lanes, mine)
         self._held = Holding()
+        if not lanes:
+            return
         self._begun_at_s = self._clock.monotonic_s()
         self._begun += 1
-        if not lanes:
-            self.final = self._begun
-            return
         records = [record for held in lanes.values() for record in held.records]
         positions = {lane: held.position for lane, held in lanes.items()}
         transaction = self._transactor.begin(records, positions, membership)
@@ -257,9 +260,12 @@ class ExactlyOnce:
         if membership is None:
             return
         self._ended = False
-        lanes = {lane: held for lane, held in under_way.lanes.items() if lane in mine}
+        lanes = self._still(under_way.lanes, mine)
+        if not lanes:  # whether it counted, nobody here can tell; whoever has the lanes now goes on from where it left them
+            self._under_way = None
+            self.outcomes["lost"] += 1
+            return
         if all(self._reached(lane, held.position) for lane, held in lanes.items()):
-            # Where no lane is left, whoever has them now sees to them.
             under_way.judged = sum(held.judged for held in lanes.values())
             self._counted(under_way)
             return
@@ -270,6 +276,10 @@ class ExactlyOnce:
             for lane, held in holding.items():
                 self._held.add(lane, held)
         self._begun_at_s = -math.inf  # due at once
+
+    def _still(self, lanes: Mapping[LaneId, Held], mine: Collection[LaneId]) -> dict[LaneId, Held]:
+        self._lost.update(lanes.keys() - mine)
+        return {lane: held for lane, held in lanes.items() if lane in mine}
 
     def _reached(self, lane: LaneId, position: Position) -> bool:
         committed = self._source.committed(lane)

@@ -131,15 +131,19 @@ def test_while_one_waits_for_its_commit_no_other_is_due(parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_of_a_lane_that_was_lost_before_the_commit_counted_nothing_is_written(
+def test_a_snapshot_with_a_lane_that_was_lost_before_the_commit_counted_makes_way_for_another(
     parts: Parts, back: bool
 ) -> None:
-    """Nor if it came back: what was frozen was perhaps never committed."""
+    """If it came back too: what was frozen was perhaps never committed, nor what the learner had learnt of it."""
     lane, other = lane_at(100), lane_at(7, OTHER)
     parts.keeper.freeze({LANE: lane, OTHER: other}, None, 5)
     lanes = {OTHER: other} | ({LANE: lane_at(50)} if back else {})
     parts.turn(lanes, 5)
-    assert parts.group.saved(LANE) == []
+    assert parts.group.saved(LANE) == parts.group.saved(OTHER) == []
+    assert parts.keeper.due
+    parts.keeper.freeze(lanes, None, 6)
+    parts.turn(lanes, 6)
+    assert parts.group.saved(LANE) == ([50] if back else [])
     assert parts.group.saved(OTHER) == [7]
 
 

@@ -17,6 +17,7 @@ from live import Running, until
 
 from fault.life import Group, streams
 from fault.zygote import Zygote
+from streamdet.worker import HELD_UP_S
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(170)]
 
@@ -70,10 +71,14 @@ def test_a_broker_that_is_slow_slows_the_worker_which_holds_no_more_and_loses_no
     asking = Asking(own_kafka.bootstrap_servers)
     group = Group(zygote, asking, tmp_path / "group", topic, given=GIVEN)
     with closing(asking), streams(group, fault_seed, N) as (stream,), group.worker(metrics=True) as worker:
-        stream.write(N)
+        stream.write(500)
         worker.await_metric("streamdet_records_final", 500)
+        # Whatever the machine does in a second, there is more to judge than that, and Kafka is away for longer.
+        worker.signal(signal.SIGSTOP)
+        stream.write(N)
         most = 0.0
-        with throttled(brokers, run_s=0.05, stop_s=0.45):
+        with throttled(brokers, run_s=0.1, stop_s=1.5 * HELD_UP_S):
+            worker.signal(signal.SIGCONT)
             until(lambda: "judging waits for commits" in worker.log, "the worker says that it waits")
             for _ in range(40):
                 most = max(most, held(worker))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -28,6 +30,19 @@ KNOWN_WARNINGS = (
     (r"unclosed <socket\.socket ", ResourceWarning, r"kafka\.net\.selector"),
 )
 INTEGRATION = "tests/integration/"
+FAULT = "tests/fault/"
+
+
+class OneThatBreaksThings(LoadScopeScheduling):  # type: ignore[misc] # it has no types
+    """Any two tests at a time, but one of those in `tests/fault`: their workers and brokers are busy enough alone."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return FAULT if nodeid.startswith(FAULT) else nodeid
+
+
+# pytest-xdist's own way to say so, its mark `xdist_group`, does nothing with pytest 9.2.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return OneThatBreaksThings(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

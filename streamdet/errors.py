@@ -35,3 +35,7 @@ class DeviceError(StreamdetError):
 
 class CheckpointError(StreamdetError):
     """A checkpoint is torn, tampered with, or belongs to another stream or version."""
+
+
+class StoreUnavailableError(CheckpointError):
+    """The store of checkpoints fails or does not answer at the moment; the caller may wait and try again."""

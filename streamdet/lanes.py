@@ -76,6 +76,7 @@ class Lanes(dict[LaneId, Lane]):
 
         Raises:
             CheckpointError: it has no state that belongs to its committed offset, and `checkpoint.strict` asks for one.
+            StoreUnavailableError: the store fails; the lane is not taken up.
         """
         begun = Lane.new(lane, self._source.topic_id(lane.topic), self._schema, self._settings)
         committed = self._source.committed(lane)
@@ -159,7 +160,11 @@ class Lanes(dict[LaneId, Lane]):
         return part.first(n)
 
     def adopt(self) -> None:
-        """Recorded versions where they were adopted the first time; beyond, the newest one."""
+        """Recorded versions where they were adopted the first time; beyond, the newest one.
+
+        Raises:
+            StoreUnavailableError: the store fails; lanes that want a version from it have none yet.
+        """
         for lane in self.values():
             self._repeat(lane)
             newest = self._releases.newest

@@ -81,16 +81,16 @@ class Releases:
             self._known.popitem(last=False)
 
     def get(self, version: str) -> Release | None:
-        """A release by the name of its version, None where it is not to be had any more."""
+        """A release by the name of its version, None where it is not to be had any more.
+
+        Raises:
+            StoreUnavailableError: the store fails, so that nobody can tell.
+        """
         if version in self._known:
             return self._known[version]
         if self._shelf is None:
             return None
-        try:
-            state = self._shelf.release(version)
-        except CheckpointError as error:
-            log.warning("model version=%s cannot be read: %s", version, error)
-            return None
+        state = self._shelf.release(version)
         if state is None:
             return None
         self.keep(self.load(state))

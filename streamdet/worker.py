@@ -21,7 +21,7 @@ from streamdet.config import Settings
 from streamdet.counting import count, show
 from streamdet.decide import explain, judge
 from streamdet.delivery import Delivery
-from streamdet.errors import BrokerUnavailableError
+from streamdet.errors import BrokerUnavailableError, StoreUnavailableError
 from streamdet.events import Alert, Batch, Floats, LaneId, Rows, Schema
 from streamdet.keeping import Keeper
 from streamdet.lane import Lane
@@ -43,6 +43,8 @@ ANY: Final = 2**31
 FAILING_INTERVALS: Final = 3
 # Judging may wait so long for commits before it is said.
 HELD_UP_S: Final = 1.0
+# How often a store that is away is asked again, while what it has is needed.
+STORE_RETRY_S: Final = 2.0
 # What committing may take at a stop: a rebalance, or a broker that fails over.
 FINISH_S: Final = 30.0
 
@@ -79,6 +81,8 @@ class Worker:
     _patient: bool = True
     _held_up_since_s: float | None = None
     _held_up_said: bool = False
+    _store_away_since_s: float | None = None
+    _store_retry_s: float = -math.inf
     _full: set[LaneId] = field(default_factory=set)
 
     def restore(self) -> None:
@@ -91,7 +95,7 @@ class Worker:
 
     def room(self) -> int:
         """How many records may be judged before something has to happen; 0: none, for the moment."""
-        if self._held_up():
+        if self._held_up() or self._store_away_since_s is not None:
             return 0
         if self.learner is not None:
             return self.learner.room()
@@ -124,13 +128,25 @@ class Worker:
     def follow(self, batch: Batch) -> Batch:
         """Begin the lanes that the group gave to this worker, and drop those that it took away.
 
-        Returns the batch, shortened where it crosses an offset at which a lane has to change versions.
+        Returns the batch, shortened where it crosses an offset at which a lane has to change versions. A store that is
+        away is waited for, without records: to go on without what it has would be another life of the lane.
         """
         gone = self.lanes.gone
         self.delivery.drop(gone)
         for lane in gone:
             self.lanes.drop(lane)
         self._forget(gone)
+        if self.clock.monotonic_s() < self._store_retry_s:
+            return self._put_back(batch)
+        try:
+            batch = self._take_up(batch)
+        except StoreUnavailableError as error:
+            self._await_store(error)
+            return self._put_back(batch)
+        self._store_is_back()
+        return batch
+
+    def _take_up(self, batch: Batch) -> Batch:
         before = self.learner
         self._lead_or_follow()
         for lane in self.lanes.come:
@@ -186,7 +202,10 @@ class Worker:
             release = self.learner.adopt()
             if release is not None:
                 self.releases.publish(release)
-        self.lanes.adopt()
+        try:
+            self.lanes.adopt()
+        except StoreUnavailableError as error:
+            self._await_store(error)
 
     def save_if_due(self) -> None:
         """Save a checkpoint in the background when the time for it has come."""
@@ -234,6 +253,21 @@ class Worker:
         """Events judged for the first time, since the start."""
         return self.metrics.events
 
+    def _await_store(self, error: StoreUnavailableError) -> None:
+        now_s = self.clock.monotonic_s()
+        self._store_retry_s = now_s + STORE_RETRY_S
+        if self._store_away_since_s is None:
+            self._store_away_since_s = now_s
+            self.health.red("store", "checkpoints cannot be read, and are needed to go on: see the log")
+            log.error("judging waits for the checkpoints: %s", error)
+
+    def _store_is_back(self) -> None:
+        if self._store_away_since_s is not None:
+            away_s = self.clock.monotonic_s() - self._store_away_since_s
+            log.warning("the checkpoints can be read again: judging goes on after %.1f s", away_s)
+            self._store_away_since_s = None
+            self.health.green("store")
+
     def _introduce(self, learner: Learner) -> None:
         """Let the learner know where it began to learn of lanes that it does not know; save one that begins itself."""
         new = not learner.positions
@@ -256,8 +290,8 @@ class Worker:
         """Train if the lane whose owner trains is this worker's; else take over what another one trains."""
         leads = self.trains and self.source.leads
         if leads and self.learner is None:
-            self.learner = self.make_learner()
             found = self.shelf.learner() if self.shelf is not None else None
+            self.learner = self.make_learner()
             if found is not None:
                 self.learner.restore(found.state)
                 log.info("learner goes on events=%d from=%s", self.learner.seen, found.name)

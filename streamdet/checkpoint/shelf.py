@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
 
 class Shelf:
-    """The checkpoints of one group. Methods raise CheckpointError where the store fails.
+    """The checkpoints of one group. Methods raise StoreUnavailableError where the store fails.
 
     Args:
         store: where they are.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from streamdet.errors import CheckpointError, ConfigError
+from streamdet.errors import CheckpointError, ConfigError, StoreUnavailableError
 
 _PART = re.compile(r".*\.part-\d+-\d+")
 _S3 = {"s3", "s3a"}
@@ -34,7 +34,7 @@ class NotThereError(CheckpointError):
 
 
 class Store(Protocol):
-    """Bytes by name. All methods raise CheckpointError where the store fails, with the url and the reason."""
+    """Bytes by name. All methods raise StoreUnavailableError where the store fails, with url and reason."""
 
     url: str
 
@@ -144,7 +144,7 @@ class LocalStore:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"cannot delete the checkpoint {path}: {error}") from error
+            raise StoreUnavailableError(f"cannot delete the checkpoint {path}: {error}") from error
 
     @contextlib.contextmanager
     def _whole(self, name: str, data: bytes | bytearray) -> Iterator[tuple[Path, Path]]:
@@ -160,7 +160,7 @@ class LocalStore:
                 yield part, path
             _sync_folder(path.parent)
         except OSError as error:
-            raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
+            raise StoreUnavailableError(f"cannot write the checkpoint {path}: {error}") from error
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -173,7 +173,7 @@ class LocalStore:
         except FileNotFoundError as error:
             raise NotThereError(f"there is no checkpoint {path}") from error
         except OSError as error:
-            raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
+            raise StoreUnavailableError(f"cannot read the checkpoint {path}: {error}") from error
 
     def _files(self, prefix: str) -> list[str]:
         folder = self.root / _checked(prefix.strip("/")) if prefix.strip("/") else self.root
@@ -181,7 +181,7 @@ class LocalStore:
 
         def unreadable(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise CheckpointError(f"cannot list the checkpoints in {folder}: {error}") from error
+                raise StoreUnavailableError(f"cannot list the checkpoints in {folder}: {error}") from error
 
         for parent, _, files in os.walk(folder, onerror=unreadable):
             found += [(Path(parent) / file).relative_to(self.root).as_posix() for file in files]
@@ -299,4 +299,6 @@ class FsspecStore:
         except CheckpointError:
             raise
         except Exception as error:  # file systems raise what the libraries below them raise
-            raise CheckpointError(f"cannot {doing} in {self.url}: {type(error).__name__}: {error}") from error
+            raise StoreUnavailableError(
+                f"cannot {doing} in {self.url}: {type(error).__name__}: {error}"
+            ) from error

@@ -44,8 +44,8 @@ class Delivery(Protocol):
     def commit(self) -> int | None:
         """Begin to make all that is held final, due or not; None while that cannot be begun.
 
-        That is so while an earlier commit is under way, or a lane is lost of which nothing was said by `drop`. Once `final`
-        has reached the number that this returns, all that was held is final, but for lanes that were dropped meanwhile.
+        That is so while an earlier commit is under way, or a lane is lost of which nothing was said by `drop`. Once
+        `final` has reached the number that this returns, all that was held is final, but for lanes dropped meanwhile.
         """
 
     def drop(self, lanes: Collection[LaneId]) -> None:

@@ -261,7 +261,7 @@ class ExactlyOnce:
             return
         self._ended = False
         lanes = self._still(under_way.lanes, mine)
-        if not lanes:  # whether it counted, nobody here can tell; whoever has the lanes now goes on from where it left them
+        if not lanes:  # nobody here can tell; whoever has the lanes now goes on from where it left them
             self._under_way = None
             self.outcomes["lost"] += 1
             return

@@ -15,7 +15,7 @@ from streamdet.checkpoint.freeze import freeze_now
 from streamdet.checkpoint.shelf import Shelf
 from streamdet.checkpoint.store import LocalStore
 from streamdet.clock import SystemClock
-from streamdet.errors import CheckpointError
+from streamdet.errors import StoreUnavailableError
 from streamdet.learn.trainer import Snapshot, train
 from streamdet.models.release import Release
 from streamdet.releases import KEPT, LOOK_EVERY_S, Releases
@@ -155,7 +155,7 @@ class Away(LocalStore):
 
     def names(self, prefix: str) -> list[str]:
         if self.away:
-            raise CheckpointError("the store does not answer")
+            raise StoreUnavailableError("the store does not answer")
         return super().names(prefix)
 
 
@@ -168,8 +168,9 @@ def test_a_store_that_is_away_is_said_and_the_next_look_finds_what_is_there(
     store.away = True
     with caplog.at_level(logging.WARNING):
         assert follower.look() is None
-        assert follower.releases.get(made[0].version.id) is None
-    assert caplog.text.count("the store does not answer") == 2
+        with pytest.raises(StoreUnavailableError):
+            follower.releases.get(made[0].version.id)
+    assert caplog.text.count("the store does not answer") == 1
     store.away = False
     assert follower.look() is not None
     follower.background.close()

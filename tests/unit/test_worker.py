@@ -15,6 +15,8 @@ from fakes import (
     StopAfter,
     counted,
     readings,
+    turn,
+    turn_until,
     worker_over,
 )
 
@@ -22,9 +24,9 @@ from streamdet.checkpoint.shelf import Shelf
 from streamdet.checkpoint.store import LocalStore
 from streamdet.clock import SystemClock
 from streamdet.config import Commit
-from streamdet.errors import BrokerError, BrokerUnavailableError, CheckpointError
+from streamdet.errors import BrokerError, BrokerUnavailableError, StoreUnavailableError
 from streamdet.events import Batch, LaneId, Mode, Position, Reason
-from streamdet.worker import FINISH_S, run
+from streamdet.worker import FINISH_S, STORE_RETRY_S, run
 
 LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
 WARM = 1_500
@@ -51,7 +53,18 @@ class FullDisk(LocalStore):
     """Takes nothing more."""
 
     def put(self, name: str, data: bytes | bytearray) -> None:
-        raise CheckpointError(f"no space left for {len(data)} bytes of {name}")
+        raise StoreUnavailableError(f"no space left for {len(data)} bytes of {name}")
+
+
+class Away(LocalStore):
+    """Cannot be read now and then."""
+
+    away = True
+
+    def names(self, prefix: str) -> list[str]:
+        if self.away:
+            raise StoreUnavailableError("the store does not answer")
+        return super().names(prefix)
 
 
 def alert_id(offset: int, lane: LaneId = LANE) -> str:
@@ -238,6 +251,39 @@ def test_a_save_that_fails_is_counted_and_said_and_the_worker_goes_on(
     assert counted(worker, "streamdet_checkpoints_total", outcome="saved") == 0
     assert caplog.text.count("checkpoint failed: no space left") == len(saves)
     assert warm.saved(LANE) == [0, WARM]
+
+
+def test_a_store_that_cannot_be_read_when_a_lane_comes_is_waited_for_in_the_group(
+    warm: Group, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cold start would forget the limits, and an end would hand the lane on to the next who cannot read."""
+    other, expected = warm.copied(tmp_path / "other"), FakeSink()
+    run(other.worker(other.source({LANE: VALUES}, per_poll=50), expected), NEVER)
+
+    clock, store, sink = SteppingClock(), Away("./state", warm.folder), FakeSink()
+    source = warm.source({LANE: VALUES}, per_poll=50)
+    shelf = Shelf(store, "group", 3, SystemClock())
+    worker = warm.worker(source, sink, clock=clock, shelf=shelf)
+    worker.restore()
+    for _ in range(3):
+        clock.now_s += STORE_RETRY_S
+        assert turn(worker) == []
+    assert source.journal.count("poll") == 3
+    assert LANE not in worker.lanes
+    assert "store" in worker.health.reasons()
+    assert source.offsets == {LANE: WARM}
+
+    store.away = False
+    assert turn(worker) == [], "it is asked every two seconds, not with each poll"
+    clock.now_s += STORE_RETRY_S
+    turn_until(worker, LANE, len(VALUES))
+    worker.finish()
+    worker.close()
+    assert "store" not in worker.health.reasons()
+    assert caplog.text.count("judging waits for the checkpoints: the store does not answer") == 1
+    assert caplog.text.count("the checkpoints can be read again") == 1
+    assert sink.ids == expected.ids
+    assert warm.saved(LANE)[-1] == len(VALUES)
 
 
 def test_a_stop_lets_the_batch_end_then_commits_saves_and_closes(warm: Group) -> None:

@@ -44,7 +44,7 @@ from streamdet.checkpoint.store import FsspecStore, Store, open_store
 from streamdet.codec.json import JsonCodec
 from streamdet.config import Settings, parse
 from streamdet.delivery.exactly_once import ExactlyOnce
-from streamdet.errors import BrokerError, BrokerUnavailableError, CheckpointError
+from streamdet.errors import BrokerError, BrokerUnavailableError, CheckpointError, StoreUnavailableError
 from streamdet.events import Batch, LaneId, Position
 from streamdet.keeping import Keeper
 from streamdet.lane import Lane
@@ -318,7 +318,7 @@ class MoodyStore:
 
     def _willing(self) -> Store:
         if self.fails:
-            raise CheckpointError("the store is away")
+            raise StoreUnavailableError("the store is away")
         return self._store
 
 
@@ -541,19 +541,27 @@ class Machine(RuleBasedStateMachine):
 
     @happening(what=st.sampled_from(("g/lanes", "g/learner")), which=st.integers(0, 2))
     def tear(self, what: str, which: int) -> None:
-        """The newest file of a lane, or of the learner, is torn; one of those that are kept stays whole."""
-        if what == "g/learner" and not self.world.begin:
-            return  # not held yet: with nothing pinned, a run came out differently after it
+        """The newest file of a lane, or of the learner, is torn; a way back is left: see `way_back`."""
         folders: dict[str, list[str]] = {}
         names = self.store.names(what)
         for name in names:
             if not name.endswith(".pin") and f"{name}.pin" not in names:
                 folders.setdefault(name.rpartition("/")[0], []).append(name)
         if folders:
-            files = folders[sorted(folders)[which % len(folders)]]
-            sound = [name for name in files if len(self.store.get(name)) > 100]
-            if len(sound) > 1:
-                self.store.put(sound[-1], self.store.get(sound[-1])[:100])
+            newest = folders[sorted(folders)[which % len(folders)]][-1]
+            whole = self.store.get(newest)
+            self.store.put(newest, whole[:100])
+            if not self.way_back():
+                self.store.put(newest, whole)
+
+    def way_back(self) -> bool:
+        """Whether each lane has a sound state, and the learner one that has seen each lane at least up to there."""
+        shelf = Shelf(self.store, "g", KEEP, self.kafka.clock)
+        learner = shelf.learner()
+        positions = learner.state["positions"] if learner is not None else {}
+        if self.world.learns and learner is None:
+            return False
+        return all(shelf.lane(name, "", positions.get(str(name))) is not None for name in self.lanes)
 
     def meanwhile(self) -> None:
         """Somebody waits: time passes, and the transactions of all that are awake go on, or they do not."""
@@ -676,10 +684,6 @@ class Machine(RuleBasedStateMachine):
             if "taken the name" not in str(error):
                 raise
             self.end(process)
-        except CheckpointError:
-            if not self.moody.fails:
-                raise
-            self.end(process)
         except BrokerUnavailableError:  # it could not commit in time: judged again by whoever comes
             if not process.stopping:
                 raise
@@ -781,8 +785,10 @@ class Machine(RuleBasedStateMachine):
         raise AssertionError("the workers do not come to rest")
 
     def rests(self) -> bool:
-        behind = [name for name in self.lanes if self.decided[name] <= self.kafka.input[name][-1].offset]
-        return not behind and all(process.idle for process in self.running)
+        last = {name: self.kafka.input[name][-1].offset for name in self.lanes}
+        reached = [*self.decided.items()]  # and by those that judge again what is committed
+        reached += [(n, kept.next_offset) for one in self.running for n, kept in one.worker.lanes.items()]
+        return all(at > last[name] for name, at in reached) and all(process.idle for process in self.running)
 
     def compare(self) -> None:
         everything = sorted(

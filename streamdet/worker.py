@@ -98,7 +98,8 @@ class Worker:
         if self._held_up() or self._store_away_since_s is not None:
             return 0
         if self.learner is not None:
-            return self.learner.room()
+            room = self.learner.room()
+            return room and room + self._learnt_ahead(self.learner)
         if self.trains and self.releases.newest is None and self._patient:
             if self.clock.monotonic_s() - self._started_s < FIRST_MODEL_S:
                 return 0
@@ -158,7 +159,7 @@ class Worker:
         self.lanes.adopt()
         batch = self.lanes.shorten(batch)
         self._forget(self.lanes.rewound)
-        return batch
+        return batch if self.learner is None else self._fit(batch, self.learner)
 
     def judge(self, batch: Batch) -> list[Part]:
         """Verdicts on a batch. One scoring launch for all lanes of one model version; learns nothing."""
@@ -275,6 +276,27 @@ class Worker:
             learner.positions.setdefault(lane, kept.next_offset)
         if new and not learner.seen and self.lanes:
             self.keeper.begin_learner(learner)
+
+    def _learnt_ahead(self, learner: Learner) -> int:
+        """How far lanes that are judged again are behind what was learnt of them; those records take no room."""
+        learnt = learner.positions
+        return sum(max(learnt.get(lane, 0) - kept.next_offset, 0) for lane, kept in self.lanes.items())
+
+    def _fit(self, batch: Batch, learner: Learner) -> Batch:
+        """The batch with no more records that are new to the learner than it has room for."""
+        room = learner.room()
+        if len(batch) <= room:
+            return batch
+        parts = []
+        for part in batch.parts:
+            known = int(np.searchsorted(part.offsets, learner.positions.get(part.lane, 0)))
+            n = min(known + room, len(part))
+            room -= n - known
+            if n < len(part):
+                self.source.seek(part.lane, int(part.offsets[n]))
+            if n:
+                parts.append(part.first(n))
+        return Batch(parts)
 
     def _put_back(self, batch: Batch) -> Batch:
         for part in batch.parts:

@@ -33,7 +33,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from kafka import errors
-from simulated_kafka import ALERTS, DEAD_LETTERS, TOPIC, Attempt, SimulatedKafka, SimulatedSource
+from simulated_kafka import (
+    ALERTS,
+    DEAD_LETTERS,
+    TOPIC,
+    TRANSACTION_S,
+    Attempt,
+    SimulatedKafka,
+    SimulatedSource,
+)
 from simulated_kafka import SimulatedTransactor as Transactor
 
 from streamdet.app import build
@@ -777,6 +785,9 @@ class Machine(RuleBasedStateMachine):
             self.kafka.tick(1.0)
             self.each_commit_makes_final_what_lies_between_its_offsets()
             if i > 5 and self.rests():
+                self.kafka.tick(
+                    2 * TRANSACTION_S
+                )  # what the dead left open holds subscribers back until then
                 return
             if i == 100:
                 # A static member that comes back amid the two steps of a rebalance is given what it had, and no third

@@ -101,6 +101,27 @@ def test_crashes_anywhere_leave_no_trace(
         assert repeated == 0
 
 
+def test_what_the_learner_has_learnt_takes_no_room_when_it_is_judged_again(tmp_path: Path) -> None:
+    """Seven events before its first run, with all of them to judge again: not seven at a time."""
+    group, clock = Group(tmp_path), SteppingClock()
+    worker = group.worker(group.source({LANE: VALUES}, per_poll=250), clock=clock, **QUICKER)
+    worker.restore()
+    turn(worker)
+    save(worker, clock)
+    crash(worker)
+    newest = max(path for path in tmp_path.rglob("*.safetensors") if "lanes" in path.parts)
+    newest.unlink()
+
+    worker = group.worker(group.source({LANE: VALUES}, per_poll=1_000), clock=clock, **QUICKER)
+    worker.restore()
+    assert worker.learner is not None
+    assert (worker.lanes[LANE].next_offset, worker.learner.seen) == (0, 249)
+    turns = [sum(len(part.records) for part in turn(worker)) for _ in range(2)]
+    assert turns == [250, 7]
+    assert worker.learner.seen == 256
+    crash(worker)
+
+
 @pytest.mark.parametrize("turns", range(3, 12))
 @pytest.mark.parametrize("saved", [WRITTEN, HALF])
 def test_a_crash_after_each_turn_around_adoptions_leaves_no_trace(

@@ -43,6 +43,9 @@ def fenced(consumer: Any) -> bool:  # noqa: ANN401 - kafka-python is untyped
 
     kafka-python learns it from a heartbeat, logs it, sends no more of them and goes on as if nothing had happened: it
     would read for ever and never commit. By that it is known: a settled member that sends no heartbeats.
+
+    It need not have been another consumer: where brokers fail over, Kafka may take the name from a member for its own
+    attempt to join again.
     """
     coordinator = consumer._coordinator  # noqa: SLF001
     with coordinator._lock:  # noqa: SLF001 - it is held where a join ends, which changes all three
@@ -60,6 +63,11 @@ def finish_join(consumer: Any) -> None:  # noqa: ANN401
     coordinator = consumer._coordinator  # noqa: SLF001
     if coordinator.rebalance_in_progress() and not coordinator.need_rejoin():
         coordinator.request_rejoin()
+
+
+def join_anew(consumer: Any) -> None:  # noqa: ANN401
+    """Join as somebody who has never been there; what the member had is lost to it."""
+    consumer._coordinator.reset_generation()  # noqa: SLF001
 
 
 def share_out_again(consumer: Any) -> None:  # noqa: ANN401
@@ -82,6 +90,6 @@ def leave_on_close(consumer: Any) -> None:  # noqa: ANN401
 def name_taken(kafka: Kafka, group_id: str, name: str) -> BrokerError:
     """What a worker is told whose name another one uses."""
     return BrokerError(
-        f"another worker uses the name {name!r} in group {group_id!r} on Kafka at {kafka.bootstrap_servers}, and has "
-        "taken this one's place; give each worker its own input.instance_id"
+        f"another worker uses the name {name!r} in group {group_id!r} on Kafka at {kafka.bootstrap_servers}, and keeps "
+        "taking this one's place; give each worker its own input.instance_id"
     )

@@ -4,6 +4,7 @@ What the source of the worker and the subscriber to alerts have in common.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Set
 from typing import Any, Final, TypeVar
@@ -12,10 +13,9 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
 from kafka.structs import MemberState, TopicPartition
 
 from streamdet.broker.client import POSITION_ERRORS, SLICE_S, Clients, Outage, arguments, refusal, text
-from streamdet.broker.membership import fenced, finish_join, leave_on_close, name_taken
+from streamdet.broker.membership import fenced, finish_join, join_anew, leave_on_close, name_taken
 from streamdet.clock import Clock
 from streamdet.config import Kafka
-from streamdet.errors import BrokerError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ UNREACHED_S: Final = 1.0
 # A rebalance waits for all members. kafka-python throws its result away and joins anew, which makes the others join
 # anew too, if it comes while nobody polls; so there is a poll nearly all the time.
 JOIN_S: Final = 1.0
+# Who loses its name joins anew. If it loses it again this soon, there is another one who does the same: each takes it
+# from the other within two heartbeats.
+NAME_LOST_AGAIN_S: Final = 10.0
 # With a heartbeat a member also learns that another one has come: a rebalance takes up to two of them.
 HEARTBEAT_MS: Final = 1_000
 
@@ -96,6 +99,7 @@ class Reader:
         clients = Clients()
         self._kafka = kafka
         self._outage = outage
+        self._name_lost_s = -math.inf
         self._clock = clock
         self.consumer = outage.persist(lambda: clients.build(KafkaConsumer, given))
         self._network = clients.made[-1]
@@ -131,7 +135,8 @@ class Reader:
         except POSITION_ERRORS:
             raise
         except errors.FencedInstanceIdError as error:
-            raise self._name_taken() from error
+            self.name_lost(error)
+            return {}
         except (errors.KafkaError, OSError) as error:
             self._outage.failed(error)
             self._outage.pause()
@@ -139,7 +144,7 @@ class Reader:
         if self._group_id is not None:
             finish_join(self.consumer)
         if self._name is not None and fenced(self.consumer):
-            raise self._name_taken()
+            self.name_lost(None)
         if polled:
             self._settled = True
             self._unreached_s = None
@@ -182,11 +187,19 @@ class Reader:
                 raise
             # Kafka is there, only slow: it may wait for other members of the group to join.
             return attempt(CALL_SLOW_MS)
-        except errors.FencedInstanceIdError as error:
-            raise self._name_taken() from error
 
-    def _name_taken(self) -> BrokerError:
-        return name_taken(self._kafka, str(self._group_id), str(self._name))
+    def name_lost(self, error: BaseException | None) -> None:
+        """Join anew under the name that Kafka gave to somebody else.
+
+        Raises:
+            BrokerError: that was done just before; so there is another worker that does the same.
+        """
+        now_s = self._clock.monotonic_s()
+        if now_s - self._name_lost_s < NAME_LOST_AGAIN_S:
+            raise name_taken(self._kafka, str(self._group_id), str(self._name)) from error
+        self._name_lost_s = now_s
+        log.warning("name=%s was taken by another member of the group: joining anew", self._name)
+        join_anew(self.consumer)
 
     def once(self, attempt: Callable[[int], T], timeout_ms: int) -> T | None:
         """The result of such a call if Kafka gives it in time, else None; for who comes back to it after a poll.

@@ -136,6 +136,9 @@ class Group:
             self._consumer.commit(told, timeout_ms=timeout_ms)
         except REBALANCED_ERRORS as error:
             raise _RebalancedError(str(error)) from error
+        except errors.FencedInstanceIdError as error:
+            self._reader.name_lost(error)
+            raise _RebalancedError(str(error)) from error
 
 
 class _RebalancedError(Exception):

@@ -562,25 +562,52 @@ def test_a_worker_with_a_name_that_was_killed_has_its_lanes_again_at_once(
 
 
 @pytest.mark.parametrize("notices", ["poll", "commit"])
-def test_a_worker_whose_name_another_one_takes_ends_and_leaves_the_other_alone(
+def test_of_two_workers_of_one_name_the_one_that_loses_it_twice_ends_and_leaves_the_other_alone(
     kafka: Kafka, kafka_admin: Any, topic: str, sources: Sources, notices: str
 ) -> None:
     given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
     first = settled(sources(given, instance="a"), 1)
     second = settled(sources(given, instance="a"), 1)
+    if notices == "commit":
+        assert not first.commit({lane: Position(0)})
 
     def step() -> bool:
         # The topic is silent: without heartbeats nothing would tell.
-        first.poll(0) if notices == "poll" else first.commit({lane: Position(0)})
+        first.poll(0)
         second.poll(0)
         return False
 
     with pytest.raises(BrokerError, match=r"another worker uses the name 'a' .* its own input.instance_id"):
         until(step, "the error")
     first.close()
-    second.poll(0)
+    settled(second, 1)
     assert members(kafka_admin, given) == ["a"]
     assert second.lanes == {lane}
+
+
+@pytest.mark.parametrize("notices", ["poll", "commit"])
+def test_a_worker_whose_name_went_to_nobody_joins_anew(
+    kafka: Kafka,
+    kafka_admin: Any,
+    topic: str,
+    sources: Sources,
+    caplog: pytest.LogCaptureFixture,
+    notices: str,
+) -> None:
+    """As where Kafka takes the name from a worker for an attempt of its own to join again."""
+    given, lane = settings(kafka.bootstrap_servers, topic), LaneId(topic, 0)
+    source = settled(sources(given, instance="a"), 1)
+    metadata, _ = source.membership([lane])
+    passing = settled(sources(given, instance="a", stays=True), 1)
+    passing.close()  # keeps the name, until Kafka misses it
+    if notices == "commit":
+        assert not source.commit({lane: Position(0)})
+    until(lambda: len(source.poll(0)) == 0 and lane not in source.lanes, "the loss of the lane")
+    settled(source, 1)
+    assert source.membership([lane])[0].member_id != metadata.member_id
+    assert caplog.text.count("name=a was taken by another member of the group: joining anew") == 1
+    assert source.commit({lane: Position(0)})
+    assert members(kafka_admin, given) == ["a"]
 
 
 def test_a_worker_that_was_expelled_gets_its_lanes_anew(

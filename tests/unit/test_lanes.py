@@ -24,12 +24,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamdet.checkpoint.format import digest
-from streamdet.errors import CheckpointError
+from streamdet.checkpoint.shelf import Shelf
+from streamdet.checkpoint.store import LocalStore
+from streamdet.clock import SystemClock
+from streamdet.errors import CheckpointError, StoreUnavailableError
 from streamdet.events import Batch, LaneId, Records
 from streamdet.lane import read
 from streamdet.learn.learner import Learner
 from streamdet.releases import LOOK_EVERY_S
-from streamdet.worker import FIRST_MODEL_S, Worker, run
+from streamdet.worker import FIRST_MODEL_S, STORE_RETRY_S, Worker, run
 
 LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
 END = 1_500
@@ -301,6 +304,45 @@ def test_a_version_that_is_gone_from_the_store_is_said_and_left_out(
     assert versions == [first.stem.split("-")[1], third.stem.split("-")[1]]
     assert max(verdicts(seen)) == END - 1
     assert not worker.lanes[LANE].repeating
+
+
+class ModelsAway(LocalStore):
+    """Its models cannot be read for a while."""
+
+    away = False
+
+    def names(self, prefix: str) -> list[str]:
+        if self.away and "models" in prefix:
+            raise StoreUnavailableError("the store does not answer")
+        return super().names(prefix)
+
+
+@pytest.mark.parametrize("per_poll", [200, 512 - 300])
+def test_a_lane_waits_for_a_version_that_cannot_be_read_where_it_was_adopted(
+    life: Life, group: Group, caplog: pytest.LogCaptureFixture, per_poll: int
+) -> None:
+    forget_beyond(group, 350)
+    store, clock = ModelsAway("./state", group.folder), SteppingClock()
+    seen, source = StopAfter(), life.source(group, per_poll=per_poll)
+    source.leading = False
+    shelf = Shelf(store, "group", group.keep, SystemClock())
+    worker = group.worker(source, observers=[seen], clock=clock, shelf=shelf)
+    worker.restore()
+    turn_until(worker, LANE, ADOPTED[0] + 1)
+    store.away = True
+    for _ in range(6):
+        turn(worker)
+        clock.now_s += STORE_RETRY_S
+    assert worker.lanes[LANE].next_offset == ADOPTED[1]
+    assert list(worker.health.reasons()) == ["store"]
+    store.away = False
+    while not source.exhausted:
+        turn(worker)
+    crash(worker)
+    assert verdicts(seen) == {offset: life.found[offset] for offset in verdicts(seen)}
+    assert max(verdicts(seen)) == END - 1
+    assert caplog.text.count("judging waits for the checkpoints") == 1
+    assert not worker.health.reasons()
 
 
 def test_a_topic_made_anew_starts_cold_and_is_published_from_its_beginning(tmp_path: Path) -> None:

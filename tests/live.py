@@ -159,7 +159,7 @@ class Running:
         counts = re.findall(r"lanes changed .* count=(\d+)", self.log)
         return int(counts[-1]) if counts else 0
 
-    def ended(self, within_s: float = 30.0) -> int:
+    def ended(self, within_s: float = WITHIN_S) -> int:
         """The exit code."""
         return self._process.wait(within_s)
 

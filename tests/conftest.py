@@ -1,8 +1,10 @@
 """What holds for all tests: how hypothesis draws, which warnings are known, and that no test of Kafka is skipped."""
 
+import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,16 @@ def pytest_configure(config: pytest.Config) -> None:
         # For each test, and for what is collected only when the session ends.
         config.addinivalue_line("filterwarnings", f"ignore:{message}:{category.__name__}:{module}")
         warnings.filterwarnings("ignore", message, category, module)
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """As they were: the command line sets them for its process, and here that is the process of other tests too."""
+    loggers = logging.getLogger(), logging.getLogger("kafka")
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def _skipped_integration(config: pytest.Config) -> list[str]:

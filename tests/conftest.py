@@ -57,9 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
     """As they were: the command line sets them for its process, and here that is the process of other tests too."""
-    loggers = logging.getLogger(), logging.getLogger("kafka")
-    levels = [logger.level for logger in loggers]
+    loggers = [logging.getLogger(name) for name in (None, "kafka", "streamdet")]
+    levels, disabled = [logger.level for logger in loggers], logging.root.manager.disable
     yield
+    logging.disable(disabled)
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
 

@@ -2,9 +2,10 @@
 
 import csv
 import json
+import logging
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,13 @@ class Result:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Call":
-    return Call(monkeypatch, capsys)
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator["Call"]:
+    """The command line sets log levels for its process, which is that of other tests too: they are put back."""
+    loggers = logging.getLogger(), logging.getLogger("kafka")
+    levels = [logger.level for logger in loggers]
+    yield Call(monkeypatch, capsys)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 class Call:

@@ -1,16 +1,12 @@
 """What holds for all tests: how hypothesis draws, which warnings are known, and that no test of Kafka is skipped."""
 
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -31,19 +27,6 @@ KNOWN_WARNINGS = (
     (r"unclosed <socket\.socket ", ResourceWarning, ""),
 )
 INTEGRATION = "tests/integration/"
-FAULT = "tests/fault/"
-
-
-class OneThatBreaksThings(LoadScopeScheduling):  # type: ignore[misc] # it has no types
-    """Any two tests at a time, but one of those in `tests/fault`: their workers and brokers are busy enough alone."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return FAULT if nodeid.startswith(FAULT) else nodeid
-
-
-# pytest-xdist's own way to say so, its mark `xdist_group`, does nothing with pytest 9.2.
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    return OneThatBreaksThings(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,17 +34,6 @@ def pytest_configure(config: pytest.Config) -> None:
         # For each test, and for what is collected only when the session ends.
         config.addinivalue_line("filterwarnings", f"ignore:{message}:{category.__name__}:{module}")
         warnings.filterwarnings("ignore", message, category, module)
-
-
-@pytest.fixture(autouse=True)
-def log_levels() -> Iterator[None]:
-    """As they were: the command line sets them for its process, and here that is the process of other tests too."""
-    loggers = [logging.getLogger(name) for name in (None, "kafka", "streamdet")]
-    levels, disabled = [logger.level for logger in loggers], logging.root.manager.disable
-    yield
-    logging.disable(disabled)
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 def _skipped_integration(config: pytest.Config) -> list[str]:

@@ -16,12 +16,24 @@ import numpy as np
 
 from streamdet.app import build
 from streamdet.checkpoint.shelf import Shelf
-from streamdet.checkpoint.store import open_store
+from streamdet.checkpoint.store import LocalStore, open_store
 from streamdet.clock import Clock, SystemClock
 from streamdet.codec.json import JsonCodec
 from streamdet.config import parse
 from streamdet.delivery.at_least_once import AtLeastOnce
-from streamdet.events import Alert, Batch, LaneId, Mode, Position, Records, Reject, Schema
+from streamdet.errors import StoreUnavailableError
+from streamdet.events import (
+    Alert,
+    Batch,
+    FeatureShare,
+    LaneId,
+    Mode,
+    Position,
+    Records,
+    Reject,
+    Schema,
+    SourcePosition,
+)
 from streamdet.parts import Observer, Part
 from streamdet.sink import Sink
 from streamdet.source import Source
@@ -151,6 +163,42 @@ class FakeSource:
 
     def close(self) -> None:
         self.journal.append("close source")
+
+
+SENSORS = LaneId("sensors", 0)
+
+
+def sample_alert(offset: int = 7, lane: LaneId = SENSORS, **changes: Any) -> Alert:
+    """One whose content does not matter, but for what is given."""
+    whole = Alert(
+        id=f"{lane}/{offset}",
+        event_time="2026-03-01T12:00:00.000Z",
+        detected_at="2026-03-01T12:00:00.250Z",
+        entity="pump-4",
+        score=2.5,
+        raw_score=20.0,
+        limit=8.0,
+        p_value=2e-9,
+        severity="major",
+        mode="ready",
+        features=[FeatureShare("temperature", 90.0, 20.0, 1.0)],
+        model_version="0123456789ab",
+        source=SourcePosition(lane.topic, lane.partition, offset),
+        event={"temperature": 90.0},
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+class AwayStore(LocalStore):
+    """A folder that cannot be read while it is away, or what has `part` in its name cannot."""
+
+    away = False
+    part = ""
+
+    def names(self, prefix: str) -> list[str]:
+        if self.away and self.part in prefix:
+            raise StoreUnavailableError("the store does not answer")
+        return super().names(prefix)
 
 
 class FakeSink:

@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes import FakeSink
+from fakes import FakeSink, sample_alert
 from kafka import KafkaConsumer, TopicPartition
 from kafka_broker import create_topic
 from kafka_local import Kafka
 
 from streamdet.clock import SystemClock
 from streamdet.config import parse
-from streamdet.events import Alert, FeatureShare, LaneId, Reason, Reject, SourcePosition
+from streamdet.events import Alert, FeatureShare, LaneId, Reason, Reject
 from streamdet.sink import Sink
 from streamdet.sink.jsonl import JsonLinesSink
 from streamdet.sink.kafka import KafkaSink
@@ -41,20 +41,13 @@ def alert(
     word: str | None = "north",
     event: dict[str, object] | None = None,
 ) -> Alert:
-    return Alert(
-        id=f"{LANE}/{offset}",
-        event_time="2026-03-01T12:00:00.000Z",
-        detected_at="2026-03-01T12:00:00.250Z",
+    return sample_alert(
+        offset,
+        LANE,
         entity=entity,
         score=number,
-        raw_score=20.125,
-        limit=8.0,
         p_value=5e-324,
-        severity="major",
-        mode="entity",
         features=[FeatureShare("x", number, None, 0.75), FeatureShare("site", word, "south", 0.25)],
-        model_version="0123456789ab",
-        source=SourcePosition(LANE.topic, LANE.partition, offset),
         event={"x": number, "site": word} if event is None else event,
     )
 

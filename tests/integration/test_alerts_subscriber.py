@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from fakes import sample_alert
 from kafka import KafkaProducer
 from kafka_broker import MakeTopic
 from kafka_local import Kafka
 
 from streamdet.alerts import Subscription, subscribe
 from streamdet.errors import BrokerError
-from streamdet.events import Alert, SourcePosition
+from streamdet.events import Alert
 
 pytestmark = pytest.mark.integration
 
@@ -25,22 +26,7 @@ WITHIN_S = 30.0
 
 
 def alert(offset: int, entity: str = "pump-1") -> Alert:
-    return Alert(
-        id=f"sensors/0/{offset}",
-        event_time="2026-03-01T12:00:00.000Z",
-        detected_at="2026-03-01T12:00:00.250Z",
-        entity=entity,
-        score=2.5,
-        raw_score=20.0,
-        limit=8.0,
-        p_value=2e-9,
-        severity="high",
-        mode="ready",
-        features=[],
-        model_version="m1",
-        source=SourcePosition("sensors", 0, offset),
-        event={},
-    )
+    return sample_alert(offset, entity=entity, features=[], event={})
 
 
 def publish(kafka: Kafka, topic: str, *alerts: Alert, at_ms: int | None = None, partition: int = 0) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fakes import sample_alert
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka_broker import MakeTopic, OwnKafka
@@ -17,7 +18,7 @@ from kafka_local import Kafka
 from streamdet.clock import SystemClock
 from streamdet.config import Settings, parse
 from streamdet.errors import BrokerError, BrokerUnavailableError
-from streamdet.events import Alert, FeatureShare, LaneId, Reason, Reject, SourcePosition
+from streamdet.events import Alert, LaneId, Reason, Reject
 from streamdet.sink.kafka import KafkaSink
 
 pytestmark = pytest.mark.integration
@@ -36,23 +37,8 @@ def settings(servers: str, topic: str, **given: Any) -> Settings:
     )
 
 
-def alert(offset: int = 7, entity: str | None = "pump-4", event: dict[str, object] | None = None) -> Alert:
-    return Alert(
-        id=f"{LANE}/{offset}",
-        event_time="2026-03-01T12:00:00.000Z",
-        detected_at="2026-03-01T12:00:00.250Z",
-        entity=entity,
-        score=2.5,
-        raw_score=20.0,
-        limit=8.0,
-        p_value=2e-9,
-        severity="high",
-        mode="ready",
-        features=[FeatureShare("temperature", 90.0, 20.0, 1.0)],
-        model_version="m1",
-        source=SourcePosition(LANE.topic, LANE.partition, offset),
-        event={"temperature": 90.0} if event is None else event,
-    )
+def alert(offset: int = 7, **changes: Any) -> Alert:
+    return sample_alert(offset, LANE, **changes)
 
 
 def reject(value: bytes | None, key: bytes | None = b"k", error: str = "expected a number") -> Reject:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fakes import sample_alert
 from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.structs import ConsumerGroupMetadata, TopicPartition
@@ -15,7 +16,7 @@ from live import arrived, until
 
 from streamdet.clock import SystemClock
 from streamdet.config import Settings, parse
-from streamdet.events import Alert, FeatureShare, LaneId, Position, Reason, Reject, SourcePosition
+from streamdet.events import Alert, LaneId, Position, Reason, Reject
 from streamdet.sink.kafka_transaction import Attempt, KafkaTransactor
 
 pytestmark = pytest.mark.integration
@@ -24,25 +25,6 @@ TRIES = 5
 # A transaction that takes longer is given up, as a delivery does after `commit.transaction_timeout_ms`.
 LATE_S = 5.0
 NOTE = "2a:0123456789ab"
-
-
-def alert(offset: int) -> Alert:
-    return Alert(
-        id=f"sensors/0/{offset}",
-        event_time="2026-03-01T12:00:00.000Z",
-        detected_at="2026-03-01T12:00:00.250Z",
-        entity="pump-4",
-        score=2.5,
-        raw_score=20.0,
-        limit=8.0,
-        p_value=2e-9,
-        severity="major",
-        mode="ready",
-        features=[FeatureShare("temperature", 90.0, 20.0, 1.0)],
-        model_version="m1",
-        source=SourcePosition("sensors", 0, offset),
-        event={"temperature": 90.0},
-    )
 
 
 def reject(lane: LaneId, size: int) -> Reject:
@@ -113,20 +95,20 @@ def test_alerts_dead_letters_and_offsets_with_their_notes_are_there_together(
     group: Group, kafka_admin: Any
 ) -> None:
     transactor = group.transactor()
-    records = transactor.records([alert(7), alert(9)], [reject(group.lane, 10)])
+    records = transactor.records([sample_alert(7), sample_alert(9)], [reject(group.lane, 10)])
     assert group.commit(transactor, records, 42) == 1
-    assert group.alerts() == [alert(7), alert(9)]
+    assert group.alerts() == [sample_alert(7), sample_alert(9)]
     assert [record.value for record in group.dead_letters()] == [b"x" * 10]
     assert committed(kafka_admin, group) == (42, NOTE)
 
 
 def test_a_successor_of_the_same_name_puts_an_end_to_what_came_before(group: Group, kafka_admin: Any) -> None:
     first = group.transactor()
-    assert group.commit(first, first.records([alert(1)], []), 10) == 1
+    assert group.commit(first, first.records([sample_alert(1)], []), 10) == 1
     second = group.transactor()
-    assert group.attempt(first, first.records([alert(2)], []), 20).error is not None
-    assert group.commit(second, second.records([alert(3)], []), 30) == 1
-    assert group.alerts() == [alert(1), alert(3)]
+    assert group.attempt(first, first.records([sample_alert(2)], []), 20).error is not None
+    assert group.commit(second, second.records([sample_alert(3)], []), 30) == 1
+    assert group.alerts() == [sample_alert(1), sample_alert(3)]
     assert committed(kafka_admin, group) == (30, NOTE)
 
 
@@ -138,9 +120,9 @@ def test_a_limit_that_is_lowered_meanwhile_holds_up_nothing_and_repeats_nothing(
     kafka_admin.alter_configs(
         [ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "50000"})]
     )
-    records = transactor.records([alert(1)], [reject(group.lane, 100_000), reject(group.lane, 10)])
+    records = transactor.records([sample_alert(1)], [reject(group.lane, 100_000), reject(group.lane, 10)])
     group.commit(transactor, records, 10)
-    assert group.alerts() == [alert(1)]
+    assert group.alerts() == [sample_alert(1)]
     large, small = group.dead_letters()
     assert dict(large.headers)["truncated"] == b"true"
     assert small.value == b"x" * 10
@@ -149,16 +131,16 @@ def test_a_limit_that_is_lowered_meanwhile_holds_up_nothing_and_repeats_nothing(
 def test_a_topic_that_was_deleted_is_made_again(group: Group, kafka_admin: Any) -> None:
     transactor = group.transactor()
     kafka_admin.delete_topics([group.settings.alerts_topic])
-    group.commit(transactor, transactor.records([alert(1)], []), 10)
-    assert group.alerts() == [alert(1)]
+    group.commit(transactor, transactor.records([sample_alert(1)], []), 10)
+    assert group.alerts() == [sample_alert(1)]
 
 
 def test_where_offsets_cannot_be_committed_no_alert_is_to_be_seen(group: Group) -> None:
     transactor = group.transactor()
     stale = ConsumerGroupMetadata(group.name, 7, "a member that the group does not know")
-    made = transactor.begin(transactor.records([alert(1)], []), {group.lane: Position(10)}, stale)
+    made = transactor.begin(transactor.records([sample_alert(1)], []), {group.lane: Position(10)}, stale)
     until(lambda: made.done, "an end")
     assert isinstance(made.error, errors.CommitFailedError)
     transactor.renew(made.error)
-    assert group.commit(transactor, transactor.records([alert(2)], []), 10) == 1
-    assert group.alerts() == [alert(2)]
+    assert group.commit(transactor, transactor.records([sample_alert(2)], []), 10) == 1
+    assert group.alerts() == [sample_alert(2)]

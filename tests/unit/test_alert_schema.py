@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from fakes import sample_alert
 
 from streamdet.events import (
     ALERT_SCHEMA_VERSION,
     Alert,
     FeatureShare,
     LaneId,
-    SourcePosition,
     alert_schema,
 )
 from streamdet.sink.kafka_records import of_alert
@@ -27,22 +27,9 @@ LANE = LaneId("plant", 2)
 
 
 def alert(entity: str | None, actual: float | str | None) -> Alert:
-    return Alert(
-        id=f"{LANE}/5",
-        event_time="2026-03-01T12:00:00.000Z",
-        detected_at="2026-03-01T12:00:00.250Z",
-        entity=entity,
-        score=2.0,
-        raw_score=16.0,
-        limit=8.0,
-        p_value=1e-7,
-        severity="major",
-        mode="ready",
-        features=[FeatureShare("x", actual, None, 1.0)],
-        model_version="0123456789ab",
-        source=SourcePosition("plant", 2, 5),
-        event={"x": actual, "nested": {"a": [1, None]}},
-    )
+    shares = [FeatureShare("x", actual, None, 1.0)]
+    event = {"x": actual, "nested": {"a": [1, None]}}
+    return sample_alert(5, LANE, entity=entity, features=shares, event=event)
 
 
 def test_the_published_schema_is_made_from_the_declaration() -> None:

@@ -1,32 +1,21 @@
 """How alerts and dead letters are made to fit; what they look like on a broker is in tests/integration."""
 
+from typing import Any
+
 import msgspec
+from fakes import sample_alert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamdet.events import Alert, FeatureShare, LaneId, Reason, Reject, SourcePosition
+from streamdet.events import Alert, FeatureShare, LaneId, Reason, Reject
 from streamdet.sink.kafka_records import Outgoing, fitted, of_alert, of_reject
 
 HEADERS_MAX = 2_000
 
 
-def alert(entity: str | None = "pump-4", features: int = 1, event: dict[str, object] | None = None) -> Alert:
-    return Alert(
-        id="sensors/0/7",
-        event_time="2026-03-01T12:00:00.000Z",
-        detected_at="2026-03-01T12:00:00.250Z",
-        entity=entity,
-        score=2.5,
-        raw_score=20.0,
-        limit=8.0,
-        p_value=2e-9,
-        severity="high",
-        mode="ready",
-        features=[FeatureShare(f"f{i}", 90.0, 20.0, 1.0 / features) for i in range(features)],
-        model_version="m1",
-        source=SourcePosition("sensors", 0, 7),
-        event={"f0": 90.0} if event is None else event,
-    )
+def alert(features: int = 1, **changes: Any) -> Alert:
+    shares = [FeatureShare(f"f{i}", 90.0, 20.0, 1.0 / features) for i in range(features)]
+    return sample_alert(**{"features": shares, "event": {"f0": 90.0}, **changes})
 
 
 def reject(value: bytes | None, key: bytes | None) -> Reject:

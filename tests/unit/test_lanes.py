@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import (
+    AwayStore,
     FakeSink,
     FakeSource,
     Group,
@@ -25,9 +26,8 @@ from hypothesis import strategies as st
 
 from streamdet.checkpoint.format import digest
 from streamdet.checkpoint.shelf import Shelf
-from streamdet.checkpoint.store import LocalStore
 from streamdet.clock import SystemClock
-from streamdet.errors import CheckpointError, StoreUnavailableError
+from streamdet.errors import CheckpointError
 from streamdet.events import Batch, LaneId, Records
 from streamdet.lane import read
 from streamdet.learn.learner import Learner
@@ -306,23 +306,13 @@ def test_a_version_that_is_gone_from_the_store_is_said_and_left_out(
     assert not worker.lanes[LANE].repeating
 
 
-class ModelsAway(LocalStore):
-    """Its models cannot be read for a while."""
-
-    away = False
-
-    def names(self, prefix: str) -> list[str]:
-        if self.away and "models" in prefix:
-            raise StoreUnavailableError("the store does not answer")
-        return super().names(prefix)
-
-
 @pytest.mark.parametrize("per_poll", [200, 512 - 300])
 def test_a_lane_waits_for_a_version_that_cannot_be_read_where_it_was_adopted(
     life: Life, group: Group, caplog: pytest.LogCaptureFixture, per_poll: int
 ) -> None:
     forget_beyond(group, 350)
-    store, clock = ModelsAway("./state", group.folder), SteppingClock()
+    store, clock = AwayStore("./state", group.folder), SteppingClock()
+    store.part = "models"
     seen, source = StopAfter(), life.source(group, per_poll=per_poll)
     source.leading = False
     shelf = Shelf(store, "group", group.keep, SystemClock())

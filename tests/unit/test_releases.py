@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import WRITTEN_MAX_S, Group, SteppingClock
+from fakes import WRITTEN_MAX_S, AwayStore, Group, SteppingClock
 from strategies import names_of, normal_rows
 
 from streamdet.checkpoint.background import Background
 from streamdet.checkpoint.freeze import freeze_now
 from streamdet.checkpoint.shelf import Shelf
-from streamdet.checkpoint.store import LocalStore
 from streamdet.clock import SystemClock
 from streamdet.errors import StoreUnavailableError
 from streamdet.learn.trainer import Snapshot, train
@@ -148,22 +147,11 @@ def test_a_version_whose_file_is_damaged_is_not_taken_and_the_one_in_force_stays
     assert found.version.id == made[2].version.id
 
 
-class Away(LocalStore):
-    """A store that cannot be reached now and then."""
-
-    away = False
-
-    def names(self, prefix: str) -> list[str]:
-        if self.away:
-            raise StoreUnavailableError("the store does not answer")
-        return super().names(prefix)
-
-
 def test_a_store_that_is_away_is_said_and_the_next_look_finds_what_is_there(
     members: tuple[Member, Member], made: list[Release], group: Group, caplog: pytest.LogCaptureFixture
 ) -> None:
     members[0].publish(made[0])
-    store = Away("./state", group.folder)
+    store = AwayStore("./state", group.folder)
     follower = Member(Shelf(store, "group", 3, SystemClock()))
     store.away = True
     with caplog.at_level(logging.WARNING):

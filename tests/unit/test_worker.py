@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fakes import (
     WRITTEN_MAX_S,
+    AwayStore,
     FakeSink,
     FakeSource,
     Group,
@@ -54,17 +55,6 @@ class FullDisk(LocalStore):
 
     def put(self, name: str, data: bytes | bytearray) -> None:
         raise StoreUnavailableError(f"no space left for {len(data)} bytes of {name}")
-
-
-class Away(LocalStore):
-    """Cannot be read now and then."""
-
-    away = True
-
-    def names(self, prefix: str) -> list[str]:
-        if self.away:
-            raise StoreUnavailableError("the store does not answer")
-        return super().names(prefix)
 
 
 def alert_id(offset: int, lane: LaneId = LANE) -> str:
@@ -260,10 +250,11 @@ def test_a_store_that_cannot_be_read_when_a_lane_comes_is_waited_for_in_the_grou
     other, expected = warm.copied(tmp_path / "other"), FakeSink()
     run(other.worker(other.source({LANE: VALUES}, per_poll=50), expected), NEVER)
 
-    clock, store, sink = SteppingClock(), Away("./state", warm.folder), FakeSink()
+    clock, store, sink = SteppingClock(), AwayStore("./state", warm.folder), FakeSink()
     source = warm.source({LANE: VALUES}, per_poll=50)
     shelf = Shelf(store, "group", 3, SystemClock())
     worker = warm.worker(source, sink, clock=clock, shelf=shelf)
+    store.away = True
     worker.restore()
     for _ in range(3):
         clock.now_s += STORE_RETRY_S

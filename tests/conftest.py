@@ -22,8 +22,8 @@ KNOWN_WARNINGS = (
     # It reads its protocol files in a way that Python 3.11 and 3.12 deprecate and 3.13 does not.
     ("(read|open)_text is deprecated", DeprecationWarning, ""),
     # It forgets to close sockets whose broker is taken away: one that could not connect, one that is closed while it
-    # connects, and, seen with brokers that are stopped for a while, connected ones too. What a forgotten socket of ours
-    # looks like when it is collected, nobody can tell from those.
+    # connects, and, seen with brokers that are stopped for a while, connected ones too. What is collected does not tell
+    # whose it was; that ours are closed is held by integration/test_closing.py.
     (r"unclosed <socket\.socket ", ResourceWarning, ""),
 )
 INTEGRATION = "tests/integration/"

@@ -3,10 +3,12 @@
 import os
 import sys
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from turns import turn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -34,6 +36,23 @@ def pytest_configure(config: pytest.Config) -> None:
         # For each test, and for what is collected only when the session ends.
         config.addinivalue_line("filterwarnings", f"ignore:{message}:{category.__name__}:{module}")
         warnings.filterwarnings("ignore", message, category, module)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Wait for the test's turn, before its time begins to run."""
+    cache = item.config.cache
+    assert cache is not None
+    with turn(cache.mkdir("turns"), alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take minutes beside others first, and those that are alone last: so nobody waits for long."""
+    items.sort(
+        key=lambda item: (item.get_closest_marker("alone") is not None, "test_chaos" not in item.nodeid)
+    )
 
 
 def _skipped_integration(config: pytest.Config) -> list[str]:

@@ -141,4 +141,6 @@ def own_kafka(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OwnKaf
     brokers: int = getattr(request, "param", 1)
     directory = tmp_path / "own-kafka"
     with _kafka_or_failure(directory, brokers, private=True) as one:
-        yield OwnKafka(directory, one.bootstrap_servers)
+        own = OwnKafka(directory, one.bootstrap_servers)
+        yield own
+        own.kill()  # in order, the last of three would wait for the others until it is killed after all

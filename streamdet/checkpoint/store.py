@@ -19,7 +19,7 @@ from streamdet.errors import CheckpointError, ConfigError, StoreUnavailableError
 _PART = re.compile(r".*\.part-\d+-\d+")
 _S3 = {"s3", "s3a"}
 # The worker lives without a store for a while, and says so; a thread that waits for minutes says nothing.
-_S3_WAITS = {
+S3_WAITS = {
     "connect_timeout": 5,
     "read_timeout": 10,
     "retries": {"mode": "standard", "total_max_attempts": 2},
@@ -73,7 +73,7 @@ def open_store(url: str) -> Store:
         return LocalStore(url, Path(path))
     from fsspec.core import url_to_fs
 
-    options = {"config_kwargs": _S3_WAITS} if scheme in _S3 else {}
+    options = {"config_kwargs": S3_WAITS} if scheme in _S3 else {}
     try:
         file_system, root = url_to_fs(url, skip_instance_cache=True, **options)
     except ImportError as error:

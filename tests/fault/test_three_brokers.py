@@ -14,7 +14,7 @@ from live import Running, until
 from fault.life import Group, Stream, assert_equal, flowing, reference, streams
 from fault.zygote import Zygote
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(300)]
 
 FAULTS_WITHIN_S = 45.0
 

@@ -658,7 +658,9 @@ def test_a_transaction_commits_for_lanes_that_are_still_here_and_not_with_an_old
     assert mine == set(lanes)
     second = sources(given)
     with polled(second, lambda _: None):
-        until(lambda: shared(first, second), "a lane each")
+        until(
+            lambda: shared(first, second) and first.membership(lanes)[0] is not None, "a lane each, for good"
+        )
     (moved,), (stayed,) = second.lanes, first.lanes
     after, mine = first.membership(lanes)
     assert mine == {stayed}

@@ -23,7 +23,7 @@ from streamdet.clock import SystemClock
 from streamdet.config import Limit
 from streamdet.events import Events, Floats, Ints, LaneId, Schema, State
 from streamdet.features.rows import LaneFeatures
-from streamdet.threshold.rolling import RollingLimits
+from streamdet.threshold.limits import Limits
 
 ENTITIES = (50_000, 100_000)
 LANE = LaneId("bench", 0)
@@ -53,7 +53,7 @@ class Judging:
         self._rng = np.random.default_rng(0)
         self._names = [f"device-{i:06d}" for i in range(entities)]
         self._features = LaneFeatures(SCHEMA, entities)
-        self._limits = RollingLimits(Limit())
+        self._limits = Limits(Limit())
         self._usual = self._rng.normal(0.0, 0.5, entities + 1)  # log of what an entity mostly scores, by slot
         everyone = self._features.transform(self._events(np.arange(entities)))
         fresh = everyone.fresh

@@ -64,7 +64,7 @@ def shuttle() -> Stream:
             labels.append(label)
     settings = {
         "input": {"features": {"numeric": [f"f{i}" for i in range(1, 10)]}},
-        "limit": {"alert_rate": 0.005},
+        "limit": {"alert_rate": 0.006},
     }
     return Stream(
         "shuttle",
@@ -119,7 +119,7 @@ def cards() -> Stream:
             "entity": "customer",
             "features": {"numeric": ["amount"]},
         },
-        "limit": {"alert_rate": 0.005},
+        "limit": {"alert_rate": 0.006},
     }
     return Stream(
         "cards",

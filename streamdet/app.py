@@ -220,7 +220,7 @@ def compile_kernels() -> None:
     """
     from streamdet.features.rows import LaneFeatures
     from streamdet.learn.trainer import warm_up
-    from streamdet.threshold.rolling import RollingLimits
+    from streamdet.threshold.limits import Limits
 
     schema = Schema(None, "e", ("x",), ("c",))
     lane = LaneId("compile", 0)
@@ -229,7 +229,7 @@ def compile_kernels() -> None:
     numbers = np.arange(2, dtype=np.int64)
     events = decoder.decode(Records(lane, numbers, numbers, [None] * 2, values)).events
     featured = LaneFeatures(schema, 1).transform(events)
-    limits = RollingLimits(Settings().limit)
+    limits = Limits(Settings().limit)
     limits.judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
     limits.rescale(np.ones(2), np.ones(2))
     warm_up(featured.rows)

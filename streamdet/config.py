@@ -210,15 +210,25 @@ class Limit(Section):
 
     alert_rate: float = Field(0.001, gt=0, le=0.1, description="Share of normal events that may be flagged.")
     window: int = Field(
-        10_000,
+        4096,
         ge=100,
         le=10_000_000,
         description="Events that the rolling quantile remembers, per entity and in all.",
     )
+    rule: Literal["controlled", "rolling"] = Field(
+        "controlled",
+        description="What a limit is made of. controlled: the quantile times a factor that holds the asked rate, with "
+        "anomalies exempt that lie apart from all else and come one by one; rolling: the quantile as it is.",
+    )
+    contaminated: bool = Field(
+        False,
+        description="True: whatever lies apart is anomalous, even where it comes in runs, as incidents and regimes do; "
+        "for those who know that their stream has no regimes.",
+    )
 
     @model_validator(mode="after")
     def _resolvable(self) -> Self:
-        if self.window * self.alert_rate < EXCEEDANCES_MIN * (1 - 1e-9):
+        if self.rule == "rolling" and self.window * self.alert_rate < EXCEEDANCES_MIN * (1 - 1e-9):
             need = math.ceil(EXCEEDANCES_MIN / self.alert_rate - 1e-9)
             raise ValueError(
                 f"a window of {self.window} events cannot resolve an alert_rate of {self.alert_rate:g}: "

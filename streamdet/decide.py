@@ -18,13 +18,13 @@ from streamdet.events import (
 )
 from streamdet.features.rows import Featured, LaneFeatures
 from streamdet.models.version import Explanation, ModelVersion
-from streamdet.threshold.rolling import RollingLimits
+from streamdet.threshold.limits import Limits
 
 # Multiples of the limit from which an alert is major, and critical.
 MAJOR, CRITICAL = 1.5, 2.5
 
 
-def judge(raw: Floats, slots: Ints, fresh: Bools, limits: RollingLimits, *, alerting: bool) -> Verdicts:
+def judge(raw: Floats, slots: Ints, fresh: Bools, limits: Limits, *, alerting: bool) -> Verdicts:
     """Verdicts on n raw scores of one lane, in order. The limit for a score has seen nothing of it or after it."""
     judged = limits.judge(raw, slots, fresh, alerting=alerting)
     return Verdicts(raw, judged.limit, judged.mode, judged.flagged, judged.fed, judged.normal)

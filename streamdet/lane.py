@@ -15,7 +15,7 @@ from streamdet.config import Settings
 from streamdet.events import LaneId, Position, Schema, State
 from streamdet.features.rows import LaneFeatures
 from streamdet.models.release import Release
-from streamdet.threshold.rolling import RollingLimits
+from streamdet.threshold.limits import Limits
 
 # Of older adoptions nothing is known any more.
 TIMELINE_MAX: Final = 1_000
@@ -42,7 +42,7 @@ class Lane:
     id: LaneId
     topic_id: str
     features: LaneFeatures
-    limits: RollingLimits
+    limits: Limits
     release: Release | None = None
     next_offset: int = 0
     published: int = 0
@@ -54,7 +54,7 @@ class Lane:
     def new(cls, lane: LaneId, topic_id: str, schema: Schema, settings: Settings) -> "Lane":
         """A lane that has seen nothing."""
         features = LaneFeatures(schema, settings.input.max_entities)
-        limits = RollingLimits(settings.limit)
+        limits = Limits(settings.limit)
         return cls(lane, topic_id, features, limits, saved_at=deque(maxlen=settings.checkpoint.keep))
 
     @property

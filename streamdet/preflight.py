@@ -23,16 +23,14 @@ from streamdet.checkpoint.store import LocalStore, Store, open_store
 from streamdet.clock import Clock, SystemClock
 from streamdet.config import Security, Settings
 from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
-from streamdet.threshold.rolling import BINS
+from streamdet.threshold.limits import SLOT_BYTES
 
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
 ANSWER_S: Final = 5.0
 
 TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
-# Measured: a slot's histogram, its counters; its name in a dict, with a slot number; numpy grows by doubling.
-_HISTOGRAM_BYTES: Final = BINS * 4
-_COUNTERS_BYTES: Final = 5 * 8
+# Measured: a name in a dict, with a slot number; numpy grows by doubling.
 _NAME_BYTES: Final = 250
 # While a checkpoint is saved its state is there a second time, with room to grow, and as a file, which is smaller.
 _CHECKPOINT_COPIES: Final = 2
@@ -92,7 +90,7 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
     if settings.input.entity is not None:
         names = settings.input.max_entities
         slots = 1 << names.bit_length()  # slot 0 is the lane; doubled until there is room
-    arrays = slots * (_HISTOGRAM_BYTES + _COUNTERS_BYTES + 8 * columns)
+    arrays = slots * (SLOT_BYTES + 8 * columns)
     lanes = partitions * (arrays * (1 + _CHECKPOINT_COPIES) + names * _NAME_BYTES)
     batch = settings.input.batch
     reading = _FETCH_COPIES * batch.max_bytes + batch.max_events * _RECORD_BYTES

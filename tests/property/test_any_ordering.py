@@ -76,6 +76,8 @@ QUICK: dict[str, Any] = {
 FROZEN = {**QUICK, "learning": {"enabled": False, "warmup": 256, "every": 512, "lag": 0, "buffer": 256}}
 LEARNING = {**QUICK, "learning": {"warmup": 256, "every": 256, "lag": 64, "buffer": 256}}
 BAD = (None, b"{", b"\xff", b"[]", b'{"ts": 1, "ts": 2}')
+# Polls may bring a few records each, of all that there is.
+ROUNDS_MAX = 1_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -777,7 +779,7 @@ class Machine(RuleBasedStateMachine):
         self.left_behind.clear()
         for process in self.running:
             process.paused = process.source.deaf = False
-        for i in range(200):
+        for i in range(ROUNDS_MAX):
             if not self.running:
                 self.launch(0)
             for process in self.awake:

@@ -18,7 +18,7 @@ from streamdet.errors import CheckpointError
 from streamdet.events import LaneId, Rows, Schema
 from streamdet.features.rows import LaneFeatures
 from streamdet.models.release import Release
-from streamdet.threshold.rolling import RollingLimits
+from streamdet.threshold.limits import Limits
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint-format-1.safetensors.gz"
 LANE = LaneId("plant", 0)
@@ -53,7 +53,7 @@ def test_the_parts_of_a_worker_take_it_back(folder: Path) -> None:
     found = upgraded(folder, WARMUP)
     assert found is not None
     lane, schema = found.lanes[LANE], Schema.from_state(found.schema)
-    features, limits = LaneFeatures(schema, 10), RollingLimits(Limit())
+    features, limits = LaneFeatures(schema, 10), Limits(Limit())
     features.restore(lane["features"])
     limits.restore(lane["limits"])
     assert limits.lane_limit == lane["limits"]["limit"][0]

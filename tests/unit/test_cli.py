@@ -175,7 +175,7 @@ def test_json_is_one_object_and_nothing_else(call: Call, recording: Path, settin
     assert summary["events"] == EVENTS
     assert summary["rejected"] == 0
     assert summary["device"] == "cpu"
-    assert summary["alerts"] >= 10
+    assert summary["alerts"] >= 3  # of a run of twenty
     assert set(summary["metrics"]) >= {"roc_auc", "average_precision", "precision", "recall", "f1"}
     assert summary["metrics"]["roc_auc"] > 0.9
     assert summary["events_per_second"] > 0

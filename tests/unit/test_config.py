@@ -87,7 +87,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones(tree: dict[str, Any], kno
 
 
 def test_a_rate_that_the_window_cannot_resolve_is_refused_with_what_to_set() -> None:
-    text = refusal({"limit": {"alert_rate": 0.0001, "window": 10_000}})
+    text = refusal({"limit": {"rule": "rolling", "alert_rate": 0.0001, "window": 10_000}})
     assert "set window to 100000 or more, or alert_rate to 0.001 or more" in text
     assert "limit:" in text
 
@@ -95,12 +95,16 @@ def test_a_rate_that_the_window_cannot_resolve_is_refused_with_what_to_set() -> 
 @given(st.floats(1e-6, 0.1), st.integers(100, 10_000_000))
 def test_following_the_advice_about_rate_and_window_is_always_enough(rate: float, window: int) -> None:
     try:
-        settings = Limit(alert_rate=rate, window=window)
+        settings = Limit(rule="rolling", alert_rate=rate, window=window)
     except ValueError as error:
         need = int(str(error).split("set window to ")[1].split(" ")[0])
         assert need > window
-        settings = Limit(alert_rate=rate, window=max(need, 100))
+        settings = Limit(rule="rolling", alert_rate=rate, window=max(need, 100))
     assert settings.window * settings.alert_rate >= EXCEEDANCES_MIN * (1 - 1e-6)
+
+
+def test_a_controlled_limit_takes_any_rate_whatever_its_window() -> None:
+    assert Limit(alert_rate=1e-6, window=100).rule == "controlled"
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 0.0, "a lot"])

@@ -11,7 +11,7 @@ from streamdet.config import Limit
 from streamdet.decide import explain, judge, severity
 from streamdet.events import Alert, Events, Mode, Schema, Verdicts
 from streamdet.features.rows import LaneFeatures
-from streamdet.threshold.rolling import RollingLimits
+from streamdet.threshold.limits import Limits
 
 NUMERIC = names_of(6)[:5]
 SCHEMA = Schema("ts", "device", NUMERIC, ("site",))
@@ -47,7 +47,7 @@ def alerts_of(which: list[int], verdicts: Verdicts | None = None) -> list[Alert]
 
 
 def test_a_score_is_a_multiple_of_the_limit_and_the_p_value_goes_with_the_raw_score() -> None:
-    limits = RollingLimits(Limit(alert_rate=0.1, window=100))
+    limits = Limits(Limit(alert_rate=0.1, window=100))
     raw = np.random.default_rng(0).exponential(1.0, 2000)
     nobody = np.zeros(2000, np.int64), np.zeros(2000, np.bool_)
     verdicts = judge(raw, *nobody, limits, alerting=True)

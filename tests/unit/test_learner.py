@@ -22,7 +22,7 @@ from streamdet.learn.learner import FIRST_RUN, WAIT_S, Learner
 from streamdet.learn.trainer import train
 from streamdet.models.release import Release
 from streamdet.models.version import ModelVersion
-from streamdet.threshold.rolling import RollingLimits
+from streamdet.threshold.limits import Limits
 
 LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ class Stream:
     seed: int = 0
     model: ModelVersion | None = None
     learner: Learner = field(init=False)
-    limits: RollingLimits = field(init=False)
+    limits: Limits = field(init=False)
     at: int = 0
     adopted: list[tuple[int, str]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         self.learner = Learner(self.settings, names_of(COLUMNS), CPU, SystemClock())
-        self.limits = RollingLimits(self.settings.limit)
+        self.limits = Limits(self.settings.limit)
 
     def run(self, until: int, rows: Rows = ROWS) -> "Stream":
         rng = np.random.default_rng(self.seed)

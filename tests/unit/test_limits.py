@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ from strategies import cuts, score_streams, seeded_cuts
 
 from streamdet.config import EXCEEDANCES_MIN, Limit
 from streamdet.events import Mode
-from streamdet.threshold.rolling import SEEN_MIN, TOKENS_MAX, Judged, RollingLimits
+from streamdet.threshold.limits import SEEN_MIN, TOKENS_MAX, Judged, Limits
 
 Scores = NDArray[np.float64]
+Rule = Literal["controlled", "rolling"]
 SMALL = Limit(alert_rate=0.1, window=100)
 
 
 def judge(
-    limits: RollingLimits,
+    limits: Limits,
     raw: Scores,
     slots: NDArray[np.int64] | None = None,
     fresh: NDArray[np.bool_] | None = None,
@@ -35,13 +37,13 @@ def bits(parts: list[Judged]) -> list[bytes]:
     return [np.concatenate(list(arrays)).tobytes() for arrays in zip(*parts, strict=True)]
 
 
-def kept(limits: RollingLimits, slots: int) -> list[bytes]:
+def kept(limits: Limits, slots: int) -> list[bytes]:
     """The state of the slots in use; how much room there is beyond depends on batches."""
     return [array[:slots].tobytes() for array in limits.state().values()]
 
 
-def warmed(settings: Limit, n: int = 20_000, seed: int = 0) -> RollingLimits:
-    limits = RollingLimits(settings)
+def warmed(settings: Limit, n: int = 20_000, seed: int = 0) -> Limits:
+    limits = Limits(settings)
     judge(limits, np.random.default_rng(seed).exponential(1.0, n))
     return limits
 
@@ -58,15 +60,15 @@ def test_batches_and_restarts_do_not_matter(
     raw = np.tile(raw, 8)  # long enough for entities to have limits of their own
     slots = rng.integers(0, 4, 8 * n)
     fresh = (rng.random(8 * n) < 0.002) & (slots > 0)
-    whole = RollingLimits(SMALL)
+    whole = Limits(SMALL)
     expected = judge(whole, raw, slots, fresh, alerting=alerting)
-    limits, parts = RollingLimits(SMALL), []
+    limits, parts = Limits(SMALL), []
     for start, stop in data.draw(cuts(8 * n)):
         part = slice(start, stop)
         parts.append(judge(limits, raw[part], slots[part], fresh[part], alerting=alerting))
         if restart:
             state = limits.state()
-            limits = RollingLimits(SMALL)
+            limits = Limits(SMALL)
             limits.restore(state)
     assert bits(parts) == bits([expected])
     used = int(slots.max()) + 1
@@ -80,7 +82,7 @@ def test_the_limit_for_a_score_has_seen_nothing_of_it_or_of_later_ones(
     raw = np.tile(before, 4)
     n = min(at, len(raw))
     changed = np.concatenate([raw[:n], after])
-    one, other = judge(RollingLimits(SMALL), raw), judge(RollingLimits(SMALL), changed)
+    one, other = judge(Limits(SMALL), raw), judge(Limits(SMALL), changed)
     seen = slice(0, n)
     for field in ("flagged", "fed", "normal", "mode"):
         assert np.array_equal(getattr(one, field)[seen], getattr(other, field)[seen])
@@ -93,7 +95,7 @@ def test_the_limit_for_a_score_has_seen_nothing_of_it_or_of_later_ones(
 def test_a_restart_does_not_share_arrays_with_what_was_saved() -> None:
     limits = warmed(SMALL, 500)
     state = {name: array.copy() for name, array in limits.state().items()}
-    other = RollingLimits(SMALL)
+    other = Limits(SMALL)
     other.restore(state)
     saved = {name: array.copy() for name, array in state.items()}
     judge(other, np.full(500, 5.0))
@@ -108,28 +110,31 @@ SURPRISES = {
     "gamma": lambda rng, n: rng.gamma(3.0, 1.0, n),
     "heavy": lambda rng, n: rng.lognormal(0.0, 1.2, n),
 }
+RULES: tuple[Rule, ...] = get_args(Rule)
 RATES = [(0.001, 10_000), (0.003, 10_000), (0.01, 5_000), (0.05, 2_000)]
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", SURPRISES)
 @pytest.mark.parametrize(("rate", "window"), RATES)
 def test_the_realised_rate_is_within_a_factor_of_two_of_the_asked_one(
-    kind: str, rate: float, window: int
+    rule: Rule, kind: str, rate: float, window: int
 ) -> None:
     realised = []
     n = int(60 / rate)
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        limits = RollingLimits(Limit(alert_rate=rate, window=window))
+        limits = Limits(Limit(alert_rate=rate, window=window, rule=rule))
         judge(limits, SURPRISES[kind](rng, 3 * window), alerting=False)
         realised.append(judge(limits, SURPRISES[kind](rng, n)).flagged.mean())
     assert rate / 2 <= np.mean(realised) <= 2 * rate
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("factor", [3.0, 1 / 3])
 @pytest.mark.parametrize("rate", [0.001, 0.01])
-def test_the_rate_comes_back_after_the_scores_have_shifted(factor: float, rate: float) -> None:
-    settings = Limit(alert_rate=rate, window=10_000)
+def test_the_rate_comes_back_after_the_scores_have_shifted(rule: Rule, factor: float, rate: float) -> None:
+    settings = Limit(alert_rate=rate, window=10_000, rule=rule)
     realised = []
     for seed in range(4):
         limits, rng = warmed(settings, 30_000, seed), np.random.default_rng(seed + 100)
@@ -141,11 +146,11 @@ def test_the_rate_comes_back_after_the_scores_have_shifted(factor: float, rate: 
 def test_the_limit_does_not_ratchet_down_as_one_fed_with_unflagged_scores_only_does() -> None:
     rate, n = 0.01, 60_000
     scores = np.random.default_rng(3).exponential(1.0, n)
-    limits = RollingLimits(Limit(alert_rate=rate, window=1000))
+    limits = Limits(Limit(alert_rate=rate, window=1000))
     realised = judge(limits, scores).flagged[n // 2 :].mean()
     assert realised <= 2 * rate
     # The naive way: what is over the limit is never fed.
-    naive = RollingLimits(Limit(alert_rate=rate, window=1000))
+    naive = Limits(Limit(alert_rate=rate, window=1000))
     flagged = 0
     for start, stop in pairwise(range(0, n + 1, 50)):
         part = scores[start:stop]
@@ -170,7 +175,7 @@ def test_the_limit_does_not_ratchet_down_as_one_fed_with_unflagged_scores_only_d
     ],
 )
 def test_a_burst_of_a_thousand_anomalies_hardly_moves_the_limit(rate: float, height: float) -> None:
-    limits = warmed(Limit(alert_rate=rate, window=10_000), 50_000)
+    limits = warmed(Limit(alert_rate=rate, window=10_000, rule="rolling"), 50_000)
     before = limits.lane_limit
     rng = np.random.default_rng(1)
     burst = judge(limits, height * rng.lognormal(0, 0.1, 1000))
@@ -204,12 +209,104 @@ def test_nothing_flagged_or_near_the_limit_is_called_normal() -> None:
     assert judged.normal.mean() == pytest.approx(0.9, abs=0.03)
 
 
+# --- The controlled rule ---------------------------------------------------------------------------------------------
+
+ASKED = 0.005
+
+
+def two_states(rng: np.random.Generator, n: int, stays: float) -> NDArray[np.bool_]:
+    """Whether a machine is in its rarer state, 5 % of the time; `stays` is the probability to remain there."""
+    states = np.zeros(n, np.bool_)
+    now, draws = False, rng.random(n)
+    for i in range(n):
+        now = draws[i] < (stays if now else 0.05 * (1 - stays) / 0.95)
+        states[i] = now
+    return states
+
+
+def apart(rng: np.random.Generator, there: NDArray[np.bool_]) -> Scores:
+    """Scores of a bulk, and far above it where asked for."""
+    n = len(there)
+    return np.where(there, 60.0 * rng.lognormal(0, 0.15, n), rng.gamma(4.0, 0.5, n))
+
+
+@pytest.mark.parametrize("share", [0.03, 0.07, 0.12])
+def test_anomalies_that_are_more_frequent_than_the_asked_rate_are_flagged_where_they_come_one_by_one(
+    share: float,
+) -> None:
+    rng = np.random.default_rng(3)
+    anomalous = rng.random(30_000) < share
+    judged = judge(Limits(Limit(alert_rate=ASKED)), apart(rng, anomalous))
+    late = slice(10_000, None)
+    assert judged.flagged[late][anomalous[late]].mean() > 0.95
+    assert ASKED / 2 <= judged.flagged[late][~anomalous[late]].mean() <= 2 * ASKED
+
+
+def test_a_rolling_quantile_climbs_among_them_instead() -> None:
+    rng = np.random.default_rng(3)
+    anomalous = rng.random(30_000) < 0.07
+    judged = judge(Limits(Limit(alert_rate=ASKED, rule="rolling")), apart(rng, anomalous))
+    assert judged.flagged[10_000:][anomalous[10_000:]].mean() < 0.2
+
+
+@pytest.mark.parametrize("stays", [0.9, 0.98])
+def test_a_state_that_comes_in_runs_is_a_regime_unless_the_user_knows_better(stays: float) -> None:
+    rng = np.random.default_rng(4)
+    rare = two_states(rng, 40_000, stays)
+    raw, late = apart(rng, rare), slice(10_000, None)
+    judged = judge(Limits(Limit(alert_rate=ASKED)), raw)
+    assert ASKED / 2 <= judged.flagged[late].mean() <= 2 * ASKED
+    told = judge(Limits(Limit(alert_rate=ASKED, contaminated=True)), raw)
+    assert told.flagged[late][rare[late]].mean() > 0.95
+
+
+def test_an_incident_is_flagged_where_it_begins_and_where_it_gets_worse() -> None:
+    limits = warmed(Limit(alert_rate=ASKED), 20_000)
+    judged = judge(limits, np.array([40.0] * 6 + [39.0] * 6 + [80.0] + [79.0] * 3))
+    assert np.flatnonzero(judged.flagged).tolist() == [0, 1, 2, 12]
+
+
+@pytest.mark.parametrize("length", [20, 70, 300])
+def test_an_incident_however_gross_does_not_hide_the_next_one(length: int) -> None:
+    limits, rng = warmed(Limit(alert_rate=ASKED), 20_000), np.random.default_rng(5)
+    before = limits.lane_limit
+    judge(limits, 1000.0 * rng.lognormal(0, 0.1, length))
+    judge(limits, rng.exponential(1.0, 256))
+    assert limits.lane_limit < 8.0 * before
+    assert judge(limits, np.full(3, 60.0)).flagged.all()
+
+
+def test_after_a_pause_the_next_incident_is_flagged_like_the_first() -> None:
+    limits = warmed(Limit(alert_rate=ASKED), 20_000)
+    judge(limits, np.full(20, 40.0))
+    judge(limits, np.full(20, 0.5))
+    assert judge(limits, np.full(20, 35.0)).flagged[:3].all()
+
+
+def test_a_machine_that_stands_still_is_not_flagged_now_and_then() -> None:
+    rng = np.random.default_rng(6)
+    limits = Limits(Limit(alert_rate=0.01))
+    judge(limits, rng.exponential(1.0, 3000))
+    assert not judge(limits, np.full(200_000, 0.7)).flagged[500:].any()
+
+
+def test_what_an_older_version_kept_is_taken_over() -> None:
+    limits = warmed(SMALL, 3000)
+    old = ("histogram", "weight", "seen", "tokens", "limit", "admit")
+    state = {name: array for name, array in limits.state().items() if name in old}
+    other = Limits(SMALL)
+    other.restore(state)
+    assert other.lane_limit == limits.lane_limit
+    realised = judge(other, np.random.default_rng(7).exponential(1.0, 5000)).flagged.mean()
+    assert 0.05 <= realised <= 0.2
+
+
 # --- Entities -------------------------------------------------------------------------------------------------------
 
 
 def test_an_entity_has_its_own_limit_only_after_it_has_seen_enough() -> None:
     rate = 0.01
-    limits = RollingLimits(Limit(alert_rate=rate, window=1000))
+    limits = Limits(Limit(alert_rate=rate, window=1000))
     rng = np.random.default_rng(0)
     n = 2000
     judged = judge(limits, rng.exponential(1.0, n), np.ones(n, np.int64))
@@ -221,7 +318,7 @@ def test_an_entity_has_its_own_limit_only_after_it_has_seen_enough() -> None:
 
 def test_a_noisy_entity_does_not_decide_for_a_quiet_one() -> None:
     rate = 0.02
-    limits = RollingLimits(Limit(alert_rate=rate, window=2000))
+    limits = Limits(Limit(alert_rate=rate, window=2000))
     rng = np.random.default_rng(0)
     n = 40_000
     slots = rng.integers(1, 3, n)
@@ -233,31 +330,32 @@ def test_a_noisy_entity_does_not_decide_for_a_quiet_one() -> None:
 
 
 def test_a_new_owner_of_a_slot_starts_with_the_limit_of_the_lane() -> None:
-    limits = RollingLimits(Limit(alert_rate=0.02, window=1000))
+    limits = Limits(Limit(alert_rate=0.02, window=1000))
     rng = np.random.default_rng(0)
     judge(limits, 50 * rng.exponential(1.0, 3000), np.ones(3000, np.int64))
     judge(limits, rng.exponential(1.0, 20_000))
+    of_the_lane = limits.lane_limit
     taken_over = judge(limits, np.array([1.0]), np.array([1]), np.array([True]))
     assert taken_over.mode[0] == Mode.READY
-    assert taken_over.limit[0] == pytest.approx(limits.lane_limit)
+    assert taken_over.limit[0] == of_the_lane
 
 
 # --- What scores may be ---------------------------------------------------------------------------------------------
 
 
 def test_without_a_model_events_are_cold_and_move_nothing() -> None:
-    limits = RollingLimits(SMALL)
+    limits = Limits(SMALL)
     judged = judge(limits, np.full(1000, np.nan))
     assert (judged.mode == Mode.COLD).all()
     assert judged.normal.all()
     assert np.isnan(judged.limit).all()
     assert not judged.flagged.any()
     assert np.isnan(limits.lane_limit)
-    assert kept(limits, 1) == kept(RollingLimits(SMALL), 1)
+    assert kept(limits, 1) == kept(Limits(SMALL), 1)
 
 
 def test_nothing_is_flagged_before_there_is_a_limit_or_while_not_alerting() -> None:
-    judged = judge(RollingLimits(SMALL), np.arange(1.0, 2 * SEEN_MIN))
+    judged = judge(Limits(SMALL), np.arange(1.0, 2 * SEEN_MIN))
     first = np.isnan(judged.limit)
     assert first[:SEEN_MIN].all()
     assert (judged.mode[first] == Mode.WARMING).all()
@@ -275,14 +373,15 @@ def test_no_score_breaks_the_limits(raw: Scores, alerting: bool) -> None:
     assert (judged.limit[finite] > 0).all()
     assert np.isfinite(judged.limit[finite]).all()
     assert math.isfinite(limits.lane_limit)
-    assert all(np.isfinite(array).all() for array in limits.state().values())
+    assert all(np.isfinite(array).all() for name, array in limits.state().items() if name != "cut")
+    assert not np.isnan(limits.state()["cut"]).any()
     assert (judged.mode[~finite] == Mode.COLD).all()
     over = raw >= judged.limit
     assert np.array_equal(judged.flagged, over & alerting)
 
 
 def test_an_infinite_score_is_as_high_as_can_be_and_does_not_pull_the_limit_down() -> None:
-    limits = RollingLimits(SMALL)
+    limits = Limits(SMALL)
     judge(limits, np.tile([1.0, math.inf], 500), alerting=False)
     assert limits.lane_limit > 1e3
 
@@ -293,7 +392,7 @@ def test_an_infinite_score_is_as_high_as_can_be_and_does_not_pull_the_limit_down
 )
 def test_a_stream_of_equal_scores_is_not_flagged_whatever_they_are(rate: float, levels: Scores) -> None:
     for level in levels:
-        limits = RollingLimits(Limit(alert_rate=rate, window=10_000))
+        limits = Limits(Limit(alert_rate=rate, window=10_000))
         assert not judge(limits, np.full(1000, level)).flagged.any()
 
 
@@ -311,12 +410,12 @@ def test_memory_does_not_grow_with_the_number_of_scores() -> None:
 
 
 def test_weights_stay_exact_over_a_long_life() -> None:
-    limits = RollingLimits(SMALL)
+    limits = Limits(SMALL)
     rng = np.random.default_rng(0)
     for _ in range(5):
         judge(limits, rng.exponential(1.0, 20_000))
     assert float(limits.state()["weight"][0]) <= 1.02e12
-    assert limits.lane_limit == pytest.approx(-math.log(0.1), rel=0.35)
+    assert float(limits.state()["high"][0]) == pytest.approx(-math.log(0.1), rel=0.35)
 
 
 # --- A new model version --------------------------------------------------------------------------------------------
@@ -358,7 +457,7 @@ def test_rescaling_with_ties_zeros_or_one_row_keeps_limits_finite() -> None:
 
 def test_many_small_batches_are_one_long_stream() -> None:
     raw = np.random.default_rng(8).exponential(1.0, 5000)
-    whole = judge(RollingLimits(SMALL), raw)
-    limits = RollingLimits(SMALL)
+    whole = judge(Limits(SMALL), raw)
+    limits = Limits(SMALL)
     parts = [judge(limits, raw[start:stop]) for start, stop in seeded_cuts(5000, 1000, 1)]
     assert bits(parts) == bits([whole])

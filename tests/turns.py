@@ -1,4 +1,4 @@
-"""Two tests at a time, but some alone: those that break several brokers would wait for them in vain beside others."""
+"""Several tests at a time, but some alone: those that break several brokers would wait for them in vain beside others."""
 
 import contextlib
 import fcntl

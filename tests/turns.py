@@ -1,4 +1,4 @@
-"""Several tests at a time, but some alone: those that break several brokers would wait for them in vain beside others."""
+"""Several tests at a time, some alone: those that break several brokers would wait in vain for them beside others."""
 
 import contextlib
 import fcntl

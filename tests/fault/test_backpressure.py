@@ -19,7 +19,7 @@ from fault.life import Group, streams
 from fault.zygote import Zygote
 from streamdet.worker import HELD_UP_S
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(170)]
 
 N = 6_000
 EVERY_EVENTS = 100

@@ -15,7 +15,7 @@ from live import Running, until
 from fault.life import Group, assert_equal, flowing, prepare, reference, streams
 from fault.zygote import Zygote
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 PARTITIONS = 6
 MORE = 200  # records of each partition that are judged before the next change

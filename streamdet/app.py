@@ -83,7 +83,7 @@ def build(
     reject = settings.input.unusable == "reject"
     background = Background()
     of_models = recorded.shelf if recorded is not None else shelf
-    releases = Releases(of_models, background, schema.columns, device, clock)
+    releases = Releases(of_models, background, schema, device, clock)
     keeper = Keeper(shelf, background, settings.checkpoint, clock, metrics, first=releases.save)
     adoptions = recorded.adoptions if recorded is not None else None
     return Worker(
@@ -92,7 +92,7 @@ def build(
         source=source,
         decoder=Decoder(codec, schema, settings.input.max_record_bytes, reject_unusable=reject),
         delivery=delivery,
-        make_learner=lambda: Learner(settings, schema.columns, device, clock),
+        make_learner=lambda: Learner(settings, schema, device, clock),
         lanes=Lanes(settings, schema, source, shelf, releases, keeper, metrics, adoptions),
         releases=releases,
         keeper=keeper,
@@ -219,7 +219,8 @@ def compile_kernels() -> None:
     What is compiled, or imported by torch, on first use takes seconds on a slow machine.
     """
     from streamdet.features.rows import LaneFeatures
-    from streamdet.learn.trainer import warm_up
+    from streamdet.models.presets import compile_scorers
+    from streamdet.models.scorers.reconstruction import warm_up
     from streamdet.threshold.limits import Limits
 
     schema = Schema(None, "e", ("x",), ("c",))
@@ -232,7 +233,8 @@ def compile_kernels() -> None:
     limits = Limits(Settings().limit)
     limits.judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
     limits.rescale(np.ones(2), np.ones(2))
-    warm_up(featured.rows)
+    warm_up(featured.rows.values.shape[1])
+    compile_scorers()
 
 
 def json_fields(values: Sequence[bytes]) -> list[Mapping[str, object]]:

@@ -194,7 +194,12 @@ class Model(Section):
 
     kind: Literal["autoencoder"] = Field(
         "autoencoder",
-        description="Denoising autoencoder and robust deviation, calibrated and averaged.",
+        description="Denoising autoencoder, beside it what the preset adds; calibrated and averaged.",
+    )
+    preset: Literal["auto", "sensors", "records"] = Field(
+        "auto",
+        description="What the data are. sensors: numbers that hang together in time; records: rows in any order, with "
+        "or without categories; auto finds out during the warm-up, and says it in the log.",
     )
     device: str = Field(
         "auto",

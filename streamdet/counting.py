@@ -28,7 +28,7 @@ def count(
     for alert in alerts:
         metrics.alerts.labels(alert.severity).inc()
     metrics.flagged.inc(int(part.verdicts.flagged.sum()))
-    metrics.imputed.inc(int(part.featured.rows.imputed.sum()))
+    metrics.imputed.inc(int(np.isnan(part.decoded.events.numeric).sum()))
     metrics.unusable.inc(part.decoded.unusable)
     again = int((part.decoded.events.offsets < lane.published).sum())
     metrics.rejudged.inc(again)

@@ -58,6 +58,11 @@ class Schema:
         """The features, in the order of a row."""
         return self.numeric + self.categorical
 
+    @property
+    def width(self) -> int:
+        """How many columns a row has: the features, then two recent means of each numeric one."""
+        return len(self.columns) + 2 * len(self.numeric)
+
     def as_state(self) -> State:
         """What `from_state` takes back."""
         return {
@@ -134,10 +139,10 @@ class Events:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Feature vectors of n events: F columns, numeric ones first."""
+    """Feature vectors of n events, W = `Schema.width` columns: numbers, rarities, recent means of the numbers."""
 
-    values: NDArray[np.float32]  # (n, F), no NaN
-    imputed: Bools  # (n, F), True where the value was missing and filled in
+    values: NDArray[np.float32]  # (n, W), no NaN
+    imputed: Bools  # (n, W), True where the value was missing and filled in
 
     def __len__(self) -> int:
         return len(self.values)

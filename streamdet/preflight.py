@@ -90,7 +90,7 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
     if settings.input.entity is not None:
         names = settings.input.max_entities
         slots = 1 << names.bit_length()  # slot 0 is the lane; doubled until there is room
-    arrays = slots * (SLOT_BYTES + 8 * columns)
+    arrays = slots * (SLOT_BYTES + 2 * 8 * columns)
     lanes = partitions * (arrays * (1 + _CHECKPOINT_COPIES) + names * _NAME_BYTES)
     batch = settings.input.batch
     reading = _FETCH_COPIES * batch.max_bytes + batch.max_events * _RECORD_BYTES

@@ -11,7 +11,7 @@ from streamdet.checkpoint.background import Background
 from streamdet.checkpoint.shelf import Shelf
 from streamdet.clock import Clock
 from streamdet.errors import CheckpointError
-from streamdet.events import State
+from streamdet.events import Schema, State
 from streamdet.models.release import Release
 
 log = logging.getLogger(__name__)
@@ -29,13 +29,13 @@ class Releases:
         self,
         shelf: Shelf | None,
         background: Background,
-        columns: tuple[str, ...],
+        schema: Schema,
         device: torch.device,
         clock: Clock,
     ) -> None:
         self._shelf = shelf
         self._background = background
-        self._columns = columns
+        self._schema = schema
         self._device = device
         self._clock = clock
         self._known: OrderedDict[str, Release] = OrderedDict()
@@ -48,7 +48,7 @@ class Releases:
 
     def load(self, state: State) -> Release:
         """The release that gave this state, on this worker's device."""
-        return Release.from_state(state, self._columns, self._device)
+        return Release.from_state(state, self._schema, self._device)
 
     def save(self) -> None:
         """In the background: write what is not written yet; what fails stays for the next time.

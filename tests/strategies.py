@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from streamdet.events import Events, LaneId, Records, Rows, Schema
 from streamdet.learn.trainer import Snapshot, train
-from streamdet.models.autoencoder import Autoencoder
 from streamdet.models.calibration import Calibration
+from streamdet.models.presets import PRESETS
 from streamdet.models.scaling import Scaler
-from streamdet.models.version import ModelVersion
+from streamdet.models.scorers.deviation import Deviation
+from streamdet.models.scorers.reconstruction import Autoencoder, Reconstruction
+from streamdet.models.version import Member, ModelVersion
 
 # As in the program: more threads would fight for the cores and change the rounding.
 torch.set_num_threads(1)
@@ -326,6 +328,18 @@ def snapshot_of(n: int = 1000, columns: int = 6, seed: int = 0, *, missing: floa
     )
 
 
+def schema_of(columns: int) -> Schema:
+    """A schema of rows without recent means: all features are categories."""
+    return Schema(None, None, (), names_of(columns))
+
+
+def version_of(model: ModelVersion, tensors: dict[str, torch.Tensor]) -> ModelVersion:
+    """The version with other numbers."""
+    return ModelVersion.from_tensors(
+        model.preset, model.columns, model.numeric, tensors, model.trained_at, model.device
+    )
+
+
 def names_of(columns: int) -> tuple[str, ...]:
     """Names for so many features."""
     return tuple(f"s{i}" for i in range(columns))
@@ -339,12 +353,16 @@ def untrained(columns: int) -> ModelVersion:
     surprises = np.random.default_rng(0).exponential(1.0, 500)
     mean = Calibration.fit(surprises + 0.5, pareto=True)
     combined = Calibration.fit(surprises, pareto=False)
-    cpu = torch.device("cpu")
-    return ModelVersion(names_of(columns), Scaler.fit(rows, None), network, mean, mean, combined, 0, cpu)
+    members = {
+        "deviation": Member(Deviation(), mean),
+        "reconstruction": Member(Reconstruction(network), mean),
+    }
+    assert PRESETS["plain"].weights.keys() == members.keys()
+    return ModelVersion("plain", names_of(columns), 0, Scaler.fit(rows, None), members, combined, 0)
 
 
 @cache
 def model_of(n: int = 1000, columns: int = 6, seed: int = 0, *, missing: float = 0.0) -> ModelVersion:
     """A model of that plant; trained once."""
     snapshot = snapshot_of(n, columns, seed, missing=missing)
-    return train(snapshot, None, names_of(columns), seed, torch.device("cpu"))
+    return train(snapshot, None, schema_of(columns), None, seed, torch.device("cpu"))

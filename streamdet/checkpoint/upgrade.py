@@ -1,7 +1,8 @@
 """Checkpoints of format 1, which version 0.1 wrote: one file for all that a worker had, straight in the folder.
 
 They are read so that the lanes go on where they were. Version 0.1 did not keep the rows that carry limits over
-to a version, nor which version was adopted where: lanes have the version in force, and an empty timeline.
+to a version, nor which version was adopted where: lanes have the version in force, and an empty timeline. Nor did it
+keep recent means beside each number, but for one: that one, and the numbers themselves, stand in for them.
 """
 
 import hashlib
@@ -64,7 +65,8 @@ def _upgraded(path: Path, warmup: int) -> Upgraded:
         release = None if saved["model"] is None else _release(saved["model"], saved["schema"], warmup)
         lanes = {_lane_id(name): _lane(lane, release) for name, lane in saved["lanes"].items()}
         positions = {name: lane["next_offset"] for name, lane in saved["lanes"].items()}
-        learner = {**saved["learner"], "positions": positions, **_with(release)}
+        numeric = len(saved["schema"]["numeric"])
+        learner = {**_wider(saved["learner"], numeric), "positions": positions, **_with(release)}
         return Upgraded(path.name, saved["group_id"], saved["schema"], learner, lanes)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RefusedError("foreign", f"{path} is no checkpoint of a worker: {error!r}") from error
@@ -77,13 +79,36 @@ def _lane_id(name: str) -> LaneId:
 
 def _lane(lane: State, release: State | None) -> State:
     limits = {**lane["limits"], "histogram": lane["limits"]["histogram"].astype(np.float32)}
-    return {**lane, "limits": limits, "timeline": [], **_with(release)}
+    features = {**lane["features"], "fast_means": lane["features"]["means"]}
+    return {**lane, "features": features, "limits": limits, "timeline": [], **_with(release)}
+
+
+def _wider(node: Any, numeric: int) -> Any:  # noqa: ANN401 - a tree
+    """The tree with all rows in it as wide as they are now."""
+    if not isinstance(node, dict):
+        return node
+    wider = {key: _wider(value, numeric) for key, value in node.items()}
+    for name in {"values", "imputed"} & node.keys():
+        numbers = node[name][:, :numeric]
+        wider[name] = np.concatenate([node[name], numbers, numbers], axis=1)
+    return wider
 
 
 def _release(model: State, schema: State, warmup: int) -> State:
-    columns = len(schema["numeric"]) + len(schema["categorical"])
+    columns = 3 * len(schema["numeric"]) + len(schema["categorical"])
     rows = {"values": np.zeros((0, columns), np.float32), "imputed": np.zeros((0, columns), np.bool_)}
-    return {**model, "warm": model["trained_at"] >= warmup, "rows": rows}
+    tensors = {_tensor_name(name): tensor for name, tensor in model["tensors"].items()}
+    warm = model["trained_at"] >= warmup
+    return {**model, "preset": "plain", "tensors": tensors, "warm": warm, "rows": rows}
+
+
+def _tensor_name(name: str) -> str:
+    """What a tensor of version 0.1 is called now."""
+    part, _, rest = name.partition(".")
+    if part == "network":
+        return f"reconstruction.{rest}"
+    calibrated = {"deviation": "deviation", "residual": "reconstruction"}.get(part)
+    return name if calibrated is None else f"{calibrated}.calibration.{rest}"
 
 
 def _with(release: State | None) -> State:

@@ -13,9 +13,11 @@ from streamdet.events import Bools, Events, Floats, Ints, Rows, Schema, State
 from streamdet.features.categories import Rarity
 from streamdet.features.entities import FIRST_SLOT, EntityTable
 
-# A missing value is taken to be the entity's recent mean: half of the weight lies on this many events.
-HALF_LIFE = 20.0
-_STEP = 1.0 - 2.0 ** (-1.0 / HALF_LIFE)
+# Beside each number stand recent means of it, with half of the weight on so many events of the entity. A missing value
+# is taken to be the slower one.
+HALF_LIVES = (5.0, 20.0)
+RECENT_STEPS = tuple(1.0 - 2.0 ** (-1.0 / half_life) for half_life in HALF_LIVES)
+_FAST, _SLOW = RECENT_STEPS
 # Larger numbers would be infinite in float32. They are far enough out to stay what they are: extreme.
 _VALUE_MAX = 1e38
 
@@ -36,6 +38,7 @@ class LaneFeatures:
     def __init__(self, schema: Schema, max_entities: int) -> None:
         self._schema = schema
         self._entities = EntityTable(max_entities)
+        self._fast = np.full((1, len(schema.numeric)), np.nan)
         self._means = np.full((1, len(schema.numeric)), np.nan)
         self._categories = [Rarity() for _ in schema.categorical]
 
@@ -49,10 +52,10 @@ class LaneFeatures:
         n, numeric = len(events), len(self._schema.numeric)
         slots, fresh = self._entities.assign(events.entities)
         self._make_room(int(slots.max(initial=0)) + 1)
-        values = np.empty((n, len(self._schema.columns)), np.float32)
+        values = np.empty((n, self._schema.width), np.float32)
         imputed = np.zeros(values.shape, np.bool_)
         clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
-        _impute(clipped, slots, fresh, self._means, values, imputed)
+        _fill(clipped, slots, fresh, self._fast, self._means, len(self._schema.columns), values, imputed)
         usual = np.empty((n, len(self._categories)), np.int64)
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
@@ -72,6 +75,7 @@ class LaneFeatures:
         return {
             "entities": self._entities.state(),
             "means": self._means[: self.slots],
+            "fast_means": self._fast[: self.slots],
             "categories": {str(i): rarity.state() for i, rarity in enumerate(self._categories)},
         }
 
@@ -79,6 +83,7 @@ class LaneFeatures:
         """Take back what `state` gave."""
         self._entities.restore(state["entities"])
         self._means = np.array(state["means"])
+        self._fast = np.array(state["fast_means"])
         for i, rarity in enumerate(self._categories):
             rarity.restore(state["categories"][str(i)])
 
@@ -87,27 +92,46 @@ class LaneFeatures:
         if slots > have:
             more = np.full((max(slots, 2 * have) - have, width), np.nan)
             self._means = np.concatenate([self._means, more])
+            self._fast = np.concatenate([self._fast, more])
 
 
 @compiled
-def _impute(
-    numeric: Floats, slots: Ints, fresh: Bools, means: Floats, values: NDArray[np.float32], imputed: Bools
+def _fill(
+    numeric: Floats,
+    slots: Ints,
+    fresh: Bools,
+    fast: Floats,
+    slow: Floats,
+    features: int,
+    values: NDArray[np.float32],
+    imputed: Bools,
 ) -> None:  # pragma: no cover - compiled
-    """Copy (n, D) numbers into the rows; where one is NaN, the entity's recent mean, else the lane's, else 0."""
+    """Copy (n, D) numbers into the rows, and their recent means, this event included, behind the features.
+
+    Where a number is NaN, the entity's recent mean stands for it, else the lane's, else 0.
+    """
+    width = numeric.shape[1]
     for i in range(len(numeric)):
         slot = slots[i]
         if fresh[i]:
-            means[slot] = np.nan
-        for d in range(numeric.shape[1]):
+            fast[slot] = np.nan
+            slow[slot] = np.nan
+        for d in range(width):
             value = numeric[i, d]
             if np.isnan(value):
-                imputed[i, d] = True
-                own, lane = means[slot, d], means[0, d]
-                values[i, d] = own if not np.isnan(own) else (lane if not np.isnan(lane) else 0.0)
-                continue
+                own, lane = slow[slot, d], slow[0, d]
+                value = own if not np.isnan(own) else (lane if not np.isnan(lane) else 0.0)
+                imputed[i, d] = imputed[i, features + d] = imputed[i, features + width + d] = True
+            else:
+                own = slow[slot, d]
+                slow[slot, d] = value if np.isnan(own) else own + _SLOW * (value - own)
+                own = fast[slot, d]
+                fast[slot, d] = value if np.isnan(own) else own + _FAST * (value - own)
+                if slot != 0:
+                    lane = slow[0, d]
+                    slow[0, d] = value if np.isnan(lane) else lane + _SLOW * (value - lane)
             values[i, d] = value
-            own = means[slot, d]
-            means[slot, d] = value if np.isnan(own) else own + _STEP * (value - own)
-            if slot != 0:
-                lane = means[0, d]
-                means[0, d] = value if np.isnan(lane) else lane + _STEP * (value - lane)
+            mean = fast[slot, d]
+            values[i, features + d] = value if np.isnan(mean) else mean
+            mean = slow[slot, d]
+            values[i, features + width + d] = value if np.isnan(mean) else mean

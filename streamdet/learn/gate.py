@@ -7,6 +7,7 @@ import numpy as np
 
 from streamdet.config import Gate
 from streamdet.events import Floats, Rows
+from streamdet.features.rows import RECENT_STEPS
 from streamdet.models.version import ModelVersion
 
 # An anomaly is planted by moving one column of a normal row this many spreads away.
@@ -53,7 +54,7 @@ def examine(
     before, after = current.score(held_out), candidate.score(held_out)
     if not np.isfinite(after).all():
         return GateResult(Refusal.NOT_FINITE, np.nan, np.nan, np.nan, np.nan)
-    loss_ratio = _unexplained(candidate, held_out) / _unexplained(current, held_out)
+    loss_ratio = candidate.unexplained(held_out) / current.unexplained(held_out)
     # The limit goes over to the candidate's scale by the older rows, and is tried on the newer ones.
     half = len(held_out) // 2
     carried = np.interp(
@@ -83,28 +84,22 @@ def _separation(planted: Floats, normal: Floats) -> float:
     return float((np.searchsorted(np.sort(normal), planted) / len(normal)).mean())
 
 
-def _unexplained(model: ModelVersion, rows: Rows) -> float:
-    """Residual as a share of deviation: free of the scale, which may differ between the two models."""
-    deviation, residual = model.raw_scores(rows)
-    return float(max(_typical(residual), 1e-9) / max(_typical(deviation), 1e-9))
-
-
-def _typical(scores: Floats) -> float:
-    return float(np.median(scores))
-
-
 def _planted(rows: Rows, model: ModelVersion) -> Rows:
-    """The rows, each with one column moved far; columns and directions take turns.
+    """The rows, each with one feature moved far, and its recent means with it; features and directions take turns.
 
     Far is measured by the rows themselves, so that a stream that has become wider is not held against a candidate.
     """
     values = rows.values.copy()
+    features, numeric = len(model.columns), model.numeric
     number = np.arange(len(values))
-    column = number % values.shape[1]
-    direction = np.where((number // values.shape[1]) % 2 == 0, 1.0, -1.0)
-    low, high = np.quantile(values, [0.05, 0.95], axis=0)
-    spread = np.where(
-        high > low, (high - low) / 3.29, model.scaler.spread.numpy()
-    )  # 3.29: of a normal distribution
-    values[number, column] += (direction * PLANTED_SPREADS * spread[column]).astype(np.float32)
+    column = number % features
+    direction = np.where((number // features) % 2 == 0, 1.0, -1.0)
+    low, high = np.quantile(values[:, :features], [0.05, 0.95], axis=0)
+    least = model.scaler.spread.numpy()[:features]
+    spread = np.where(high > low, (high - low) / 3.29, least)  # 3.29: of a normal distribution
+    moved = (direction * PLANTED_SPREADS * spread[column]).astype(np.float32)
+    values[number, column] += moved
+    means = np.flatnonzero(column < numeric)
+    for k, step in enumerate(RECENT_STEPS):
+        values[means, features + k * numeric + column[means]] += np.float32(step) * moved[means]
     return Rows(values, rows.imputed)

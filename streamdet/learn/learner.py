@@ -20,7 +20,7 @@ import torch
 
 from streamdet.clock import Clock
 from streamdet.config import Settings
-from streamdet.events import Floats, LaneId, Rows, State, Verdicts
+from streamdet.events import Floats, LaneId, Rows, Schema, State, Verdicts
 from streamdet.learn.buffer import NormalRows
 from streamdet.learn.gate import GateResult, examine
 from streamdet.learn.trainer import WARMUP_TRIM, Snapshot, spread_floor, train
@@ -30,6 +30,10 @@ from streamdet.models.version import ModelVersion
 log = logging.getLogger(__name__)
 
 FIRST_RUN = 256
+# Runs are further apart the longer a stream is, until `learning.every`: what has been seen for a day changes less in a
+# minute than what has been seen for an hour, and a fast stream is not trained on all the time.
+GROWTH = 8
+APART_MIN = 512
 # Outcomes of runs are logged at most so often.
 SAY_EVERY_S = 10.0
 NEVER = int(np.iinfo(np.int64).max)
@@ -60,14 +64,12 @@ class Run:
 class Learner:
     """Counts events, keeps normal rows, trains and adopts."""
 
-    def __init__(
-        self, settings: Settings, columns: tuple[str, ...], device: torch.device, clock: Clock
-    ) -> None:
+    def __init__(self, settings: Settings, schema: Schema, device: torch.device, clock: Clock) -> None:
         self._settings = settings
-        self._columns = columns
+        self._schema = schema
         self._device = device
         self._clock = clock
-        self._rows = NormalRows(settings.learning.buffer, len(columns), settings.model.seed)
+        self._rows = NormalRows(settings.learning.buffer, schema.width, settings.model.seed)
         # Torch keeps the number of threads per thread: left to itself, this one would take all cores.
         self._executor = ThreadPoolExecutor(
             1, thread_name_prefix="fine-tune", initializer=torch.set_num_threads, initargs=(1,)
@@ -127,9 +129,9 @@ class Learner:
         if self._waiting:
             return None
         self._run = None
-        return self._judged(run.future.result())
+        return self._judged(run.future.result(), run.snapshot)
 
-    def _judged(self, outcome: Outcome) -> Release | None:
+    def _judged(self, outcome: Outcome, snapshot: Snapshot) -> Release | None:
         if outcome.gate is not None and outcome.gate.refusal is not None:
             self.refused_total[outcome.gate.refusal] += 1
             self._say(
@@ -138,10 +140,11 @@ class Learner:
             return None
         self.adopted_total += 1
         if self._floor is None:
-            self._floor = spread_floor(outcome.candidate)
+            self._floor = spread_floor(snapshot.training)
         log.info(
-            "model adopted version=%s at=%d %s", outcome.candidate.id, self.seen, outcome.gate or "warm-up"
-        )
+            "model adopted version=%s preset=%s at=%d %s", outcome.candidate.id, outcome.candidate.preset,
+            self.seen, outcome.gate or "warm-up",
+        )  # fmt: skip
         warm = outcome.candidate.trained_at >= self._settings.learning.warmup
         self.release = Release(outcome.candidate, warm, self._rows.held_out())
         return self.release
@@ -164,7 +167,8 @@ class Learner:
 
     def _following(self, start: int) -> int:
         learning = self._settings.learning
-        following = 2 * start if 2 * start <= learning.every else start + learning.every
+        apart = start if start < learning.warmup else max(start // GROWTH, APART_MIN)
+        following = start + min(apart, learning.every)
         if start < learning.warmup < following:
             following = learning.warmup  # the first alerts are by a model of the whole warm-up
         return following if learning.enabled or following <= learning.warmup else NEVER
@@ -192,7 +196,12 @@ class Learner:
 
     def _train(self, snapshot: Snapshot, model: ModelVersion | None, limit: float) -> Outcome:
         settings = self._settings
-        candidate = train(snapshot, model, self._columns, settings.model.seed, self._device)
+        preset: str | None = None if settings.model.preset == "auto" else settings.model.preset
+        if preset is None and model is not None and snapshot.at > settings.learning.warmup:
+            preset = (
+                None if model.preset == "plain" else model.preset
+            )  # found out during the warm-up, for good
+        candidate = train(snapshot, model, self._schema, preset, settings.model.seed, self._device)
         if model is None or math.isnan(limit) or snapshot.at <= settings.learning.warmup:
             return Outcome(candidate, None)
         rate = settings.limit.alert_rate
@@ -236,7 +245,7 @@ class Learner:
         self.positions = {LaneId.parse(lane): offset for lane, offset in state["positions"].items()}
         self._floor = np.array(state["floor"]) if "floor" in state else None
         if "release" in state:
-            self.release = Release.from_state(state["release"], self._columns, self._device)
+            self.release = Release.from_state(state["release"], self._schema, self._device)
         if "run" in state:
             run = state["run"]
             snapshot = Snapshot(

@@ -9,21 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from streamdet.events import Floats, Rows
-from streamdet.models.autoencoder import Autoencoder
+from streamdet.events import Floats, Rows, Schema
 from streamdet.models.calibration import Calibration
+from streamdet.models.presets import PRESETS, SCORERS, preset_of
 from streamdet.models.scaling import Scaler
-from streamdet.models.version import ModelVersion, weighted_mean
+from streamdet.models.scorers import Training
+from streamdet.models.version import Member, ModelVersion, row_width
 
-STEPS_FIRST = 400
-STEPS_FINE_TUNE = 60
-MINIBATCH = 256
-LEARNING_RATE = 3e-3
-LEARNING_RATE_FINE_TUNE = 1e-3
-NOISE = 0.1
 # A refit may not see less than this share of the spread of the warm-up.
 SPREAD_FLOOR = 0.5
 # During the warm-up nobody has judged the rows: this share, the most deviating ones, is not learnt.
@@ -36,76 +29,58 @@ class Snapshot:
 
     training: Rows
     held_out: Rows
-    spread_floor: Floats | None  # (F,)
+    spread_floor: Floats | None  # (F + 2 numeric,)
     trim: float  # share of training rows to leave out
     at: int  # events seen
-
-
-class Adam:
-    """Adam (Kingma & Ba, ICLR 2015) with the usual decay rates.
-
-    Not `torch.optim`: the first optimiser made there imports torch's compiler, which takes seconds, and a worker that
-    has just started cannot spare them.
-    """
-
-    def __init__(self, parameters: list[Tensor], rate: float) -> None:
-        self._parameters = parameters
-        self._rate = rate
-        self._mean = [torch.zeros_like(p) for p in parameters]
-        self._square = [torch.zeros_like(p) for p in parameters]
-        self._steps = 0
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Move the parameters against their gradients, which are used up."""
-        self._steps += 1
-        rate = self._rate / (1.0 - 0.9**self._steps)
-        correction = 1.0 - 0.999**self._steps
-        for parameter, mean, square in zip(self._parameters, self._mean, self._square, strict=True):
-            gradient = parameter.grad
-            assert gradient is not None  # noqa: S101 - every parameter takes part in the loss
-            mean.lerp_(gradient, 0.1)
-            square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            parameter.addcdiv_(mean, (square / correction).sqrt_().add_(1e-8), value=-rate)
-            parameter.grad = None
 
 
 def train(
     snapshot: Snapshot,
     previous: ModelVersion | None,
-    columns: tuple[str, ...],
+    schema: Schema,
+    preset: str | None,
     seed: int,
     device: torch.device,
 ) -> ModelVersion:
-    """Fit scale and network, then calibrate on the held-out rows.
+    """Fit scale and scorers, then calibrate on the held-out rows. Without a preset the rows tell which.
 
-    Starts from the weights of `previous` where there is one. Deterministic on the CPU.
+    Starts from the weights of `previous` where there is one of the same preset. Deterministic on the CPU.
     """
-    rows = snapshot.training
-    scaler = Scaler.fit(rows.values.astype(np.float64), snapshot.spread_floor)
+    columns, numeric = schema.columns, len(schema.numeric)
+    if preset is None:
+        preset = preset_of(snapshot.training, len(columns), numeric)
+    if previous is not None and previous.preset != preset:
+        previous = None
+    used = row_width(preset, len(columns), numeric)
+    rows, floor = _narrowed(snapshot.training, used), snapshot.spread_floor
+    floor = None if floor is None else floor[:used]
+    scaler = Scaler.fit(rows.values.astype(np.float64), floor)
     if snapshot.trim > 0:
         rows = _without_most_deviating(rows, scaler, snapshot.trim)
-        scaler = Scaler.fit(rows.values.astype(np.float64), snapshot.spread_floor)
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + snapshot.at) % 2**63)
-    network = Autoencoder(len(columns), generator)
-    if previous is not None:
-        network.load_state_dict(previous.network.state_dict())
-    network = _fit(network, rows, scaler.to(device), generator, fine_tune=previous is not None, device=device)
-    return _calibrated(columns, scaler, network, snapshot, device)
+        scaler = Scaler.fit(rows.values.astype(np.float64), floor)
+    values = torch.from_numpy(rows.values).to(device)
+    training = Training(
+        values,
+        scaler.to(device).transform(values),
+        torch.from_numpy(~rows.imputed).to(device),
+        torch.Generator().manual_seed((seed * 1_000_003 + snapshot.at) % 2**63),
+    )
+    flat = Calibration.fit(np.ones(1), pareto=True)
+    members = {}
+    for name in PRESETS[preset].weights:
+        before = None if previous is None else previous.members[name].scorer
+        members[name] = Member(SCORERS[name].fit(training, before), flat)
+    version = ModelVersion(preset, columns, numeric, scaler, members, flat, snapshot.at, device)
+    return _calibrated(version, snapshot.held_out)
 
 
-def warm_up(rows: Rows) -> None:
-    """Take one step of training on a few rows: the first backward pass imports parts of torch."""
-    network = Autoencoder(rows.values.shape[1], torch.Generator())
-    optimiser = Adam(list(network.parameters()), LEARNING_RATE)
-    loss = network(torch.from_numpy(rows.values)).square().mean()
-    loss.backward()
-    optimiser.step()
+def spread_floor(rows: Rows) -> Floats:
+    """The least spread of every later version, (F + 2 numeric,), by the rows that the first one was trained on."""
+    return SPREAD_FLOOR * Scaler.fit(rows.values.astype(np.float64), None).spread.numpy().astype(np.float64)
 
 
-def spread_floor(first: ModelVersion) -> Floats:
-    """The least spread of every later version, (F,)."""
-    return SPREAD_FLOOR * first.scaler.spread.numpy().astype(np.float64)
+def _narrowed(rows: Rows, used: int) -> Rows:
+    return Rows(np.ascontiguousarray(rows.values[:, :used]), np.ascontiguousarray(rows.imputed[:, :used]))
 
 
 def _without_most_deviating(rows: Rows, scaler: Scaler, share: float) -> Rows:
@@ -114,46 +89,16 @@ def _without_most_deviating(rows: Rows, scaler: Scaler, share: float) -> Rows:
     return rows[np.sort(keep)]
 
 
-def _fit(
-    network: Autoencoder,
-    rows: Rows,
-    scaler: Scaler,
-    generator: torch.Generator,
-    *,
-    fine_tune: bool,
-    device: torch.device,
-) -> Autoencoder:
-    """Denoise minibatches; noise and sampling are drawn on the CPU, so that a GPU sees the same ones."""
-    z = scaler.transform(torch.from_numpy(rows.values).to(device))  # (n, F)
-    seen = torch.from_numpy(~rows.imputed).to(device)
-    network = network.to(device)
-    optimiser = Adam(list(network.parameters()), LEARNING_RATE_FINE_TUNE if fine_tune else LEARNING_RATE)
-    for _ in range(STEPS_FINE_TUNE if fine_tune else STEPS_FIRST):
-        chosen = torch.randint(len(z), (min(MINIBATCH, len(z)),), generator=generator).to(device)
-        target, mask = z[chosen], seen[chosen]
-        noise = NOISE * torch.randn(target.shape, generator=generator).to(device)
-        loss = _masked_loss(network(target + noise), target, mask)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-    return network.cpu().eval()
-
-
-def _masked_loss(restored: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    return functional.smooth_l1_loss(restored * mask, target * mask)
-
-
-def _calibrated(
-    columns: tuple[str, ...], scaler: Scaler, network: Autoencoder, snapshot: Snapshot, device: torch.device
-) -> ModelVersion:
-    """Fit the three calibrations, each on the scores that the one before it gives."""
-    flat = Calibration.fit(np.ones(1), pareto=True)
-    version = ModelVersion(columns, scaler, network, flat, flat, flat, snapshot.at, device)
-    deviation, residual = version.raw_scores(snapshot.held_out)
-    by_deviation = Calibration.fit(deviation, pareto=True)
-    by_residual = Calibration.fit(residual, pareto=True)
-    mean = weighted_mean(
-        by_deviation.surprise(torch.from_numpy(deviation).float()),
-        by_residual.surprise(torch.from_numpy(residual).float()),
-    )
-    combined = Calibration.fit(mean.numpy().astype(np.float64), pareto=False)
-    return ModelVersion(columns, scaler, network, by_deviation, by_residual, combined, snapshot.at, device)
+def _calibrated(version: ModelVersion, held_out: Rows) -> ModelVersion:
+    """Fit the calibrations, that of the combination on what those of the scorers give."""
+    weights = PRESETS[version.preset].weights
+    members, mean = {}, np.zeros(len(held_out), np.float32)
+    for name, scores in version.raw_scores(held_out).items():
+        calibration = Calibration.fit(scores, pareto=True)
+        members[name] = Member(version.members[name].scorer, calibration)
+        mean += np.float32(weights[name]) * calibration.surprise(torch.from_numpy(scores).float()).numpy()
+    combined = Calibration.fit(mean.astype(np.float64), pareto=False)
+    return ModelVersion(
+        version.preset, version.columns, version.numeric, version.scaler, members, combined, version.trained_at,
+        version.device,
+    )  # fmt: skip

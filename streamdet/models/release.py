@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from streamdet.events import Floats, Rows, State
+from streamdet.events import Floats, Rows, Schema, State
 from streamdet.models.version import ModelVersion
 
 
@@ -32,6 +32,7 @@ class Release:
         """All of it, as arrays."""
         tensors = {name: tensor.numpy() for name, tensor in self.version.tensors().items()}
         return {
+            "preset": self.version.preset,
             "tensors": tensors,
             "trained_at": self.version.trained_at,
             "warm": self.warm,
@@ -39,9 +40,11 @@ class Release:
         }
 
     @classmethod
-    def from_state(cls, state: State, columns: tuple[str, ...], device: torch.device) -> "Release":
+    def from_state(cls, state: State, schema: Schema, device: torch.device) -> "Release":
         """The release that gave this state, on a device."""
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in state["tensors"].items()}
-        version = ModelVersion.from_tensors(columns, tensors, state["trained_at"], device)
+        version = ModelVersion.from_tensors(
+            state["preset"], schema.columns, len(schema.numeric), tensors, state["trained_at"], device
+        )
         rows = Rows(np.array(state["rows"]["values"]), np.array(state["rows"]["imputed"]))
         return cls(version, state["warm"], rows)

@@ -1,10 +1,11 @@
-"""A model version: weights, scale, calibration and feature order, which change together and never apart.
+"""A model version: scale, scorers, their calibration and feature order, which change together and never apart.
 
 Scoring is a pure function of (model version, row): nothing is learned from it, and on the CPU a row gets the same
 bits whatever else is in its batch.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,26 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamdet.events import Floats, Rows
-from streamdet.models.autoencoder import Autoencoder, Reconstruction, padded_width
 from streamdet.models.calibration import Calibration
+from streamdet.models.presets import PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
-
-# On the CPU rows are scored in blocks of exactly this many, the last one padded: kernels are chosen by shape,
-# and another shape may round differently.
-BLOCK = 256
-
-# On records the total deviation sees what a reconstruction follows; on sensors the residual adds what deviation misses.
-DEVIATION_WEIGHT = 2.0 / 3.0
+from streamdet.models.scorers import Block, Scorer, padded_width
+from streamdet.models.scorers.reconstruction import ROWS, Reconstruction
 
 # Rows of no surprise at all are explained as if they had this much of it.
 SURPRISE_MIN = 1e-6
 
 Row32 = NDArray[np.float32]
-
-
-def weighted_mean(deviation: Tensor, residual: Tensor) -> Tensor:
-    """The two surprises of each row as one, (n,)."""
-    return DEVIATION_WEIGHT * deviation + (1.0 - DEVIATION_WEIGHT) * residual
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,22 +37,43 @@ class Explanation:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelVersion:
-    """Everything needed to score a row. `deviation`, `residual` and `combined` calibrate the scores in turn."""
+class Member:
+    """A scorer and what its scores mean."""
 
+    scorer: Scorer
+    calibration: Calibration
+
+    def to(self, device: torch.device) -> "Member":
+        """The same on another device."""
+        return Member(self.scorer.to(device), self.calibration.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class ModelVersion:
+    """Everything needed to score a row.
+
+    Rows have the F columns, of which the first `numeric` are numbers, then their recent means: twice as many columns,
+    which presets without recent means leave out.
+    """
+
+    preset: str
     columns: tuple[str, ...]
+    numeric: int
     scaler: Scaler
-    network: Autoencoder
-    deviation: Calibration
-    residual: Calibration
+    members: Mapping[str, Member]  # by name
     combined: Calibration
     trained_at: int  # events seen when the training rows were taken
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @property
+    def width(self) -> int:
+        """How many of the columns of a row are used."""
+        return row_width(self.preset, len(self.columns), self.numeric)
+
     @cached_property
     def id(self) -> str:
         """Twelve hexadecimal digits that name exactly these numbers."""
-        digest = hashlib.sha256("\n".join(self.columns).encode())
+        digest = hashlib.sha256("\n".join((self.preset, str(self.numeric), *self.columns)).encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().numpy().tobytes())
@@ -69,34 +81,41 @@ class ModelVersion:
 
     def tensors(self) -> dict[str, Tensor]:
         """All numbers by name, on the CPU; `from_tensors` takes them back."""
-        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        named |= {"scaler.location": self.scaler.location, "scaler.spread": self.scaler.spread}
-        for name in ("deviation", "residual", "combined"):
-            part: Calibration = getattr(self, name)
-            named |= {f"{name}.knots": part.knots, f"{name}.tail_scale": part.tail_scale}
+        named = {"scaler.location": self.scaler.location, "scaler.spread": self.scaler.spread}
+        for name, member in self.members.items():
+            named |= {f"{name}.{key}": value for key, value in member.scorer.tensors().items()}
+            named |= _numbers(f"{name}.calibration", member.calibration)
+        named |= _numbers("combined", self.combined)
         return {name: value.detach().cpu().contiguous() for name, value in named.items()}
 
     @classmethod
     def from_tensors(
-        cls, columns: tuple[str, ...], tensors: dict[str, Tensor], trained_at: int, device: torch.device
+        cls,
+        preset: str,
+        columns: tuple[str, ...],
+        numeric: int,
+        tensors: dict[str, Tensor],
+        trained_at: int,
+        device: torch.device,
     ) -> "ModelVersion":
         """The version that gave these tensors."""
-        network = Autoencoder(len(columns), torch.Generator())
-        prefix = "network."
-        network.load_state_dict(
-            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        )
-
-        def calibration(name: str, *, pareto: bool) -> Calibration:
-            return Calibration(tensors[f"{name}.knots"], tensors[f"{name}.tail_scale"], pareto)
-
+        members = {}
+        for name in PRESETS[preset].weights:
+            prefix, calibration = f"{name}.", f"{name}.calibration"
+            own = {
+                key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
+            }
+            scorer = SCORERS[name].from_tensors(
+                {key: tensor for key, tensor in own.items() if not key.startswith("calibration.")}
+            )
+            members[name] = Member(scorer, _calibration(calibration, tensors, pareto=True))
         return cls(
+            preset,
             columns,
+            numeric,
             Scaler(tensors["scaler.location"], tensors["scaler.spread"]),
-            network,
-            calibration("deviation", pareto=True),
-            calibration("residual", pareto=True),
-            calibration("combined", pareto=False),
+            members,
+            _calibration("combined", tensors, pareto=False),
             trained_at,
             device,
         )
@@ -107,18 +126,33 @@ class ModelVersion:
             return np.empty(0)
         return self._scoring.surprise(rows).astype(np.float64)
 
-    def raw_scores(self, rows: Rows) -> tuple[Floats, Floats]:
-        """Mean deviation and mean residual of each row before calibration, (n,) each."""
-        deviation, residual = self._scoring.raw(rows)
-        return deviation.astype(np.float64), residual.astype(np.float64)
+    def raw_scores(self, rows: Rows) -> dict[str, Floats]:
+        """What each scorer says of each row before calibration, (n,), by name."""
+        return {name: scores.astype(np.float64) for name, scores in self._scoring.raw(rows).items()}
+
+    def unexplained(self, rows: Rows) -> float:
+        """Typical residual as a share of typical deviation: free of the scale, which differs between versions."""
+        return self._scoring.unexplained(rows)
 
     def explain(self, rows: Rows) -> Explanation:
         """Expected value and share of the surprise per column."""
         return self._scoring.explain(rows)
 
+    @property
+    def reconstruction(self) -> Reconstruction:
+        """The network, which every preset has."""
+        scorer = self.members["reconstruction"].scorer
+        assert isinstance(scorer, Reconstruction)  # noqa: S101
+        return scorer
+
     @cached_property
     def _scoring(self) -> "_Scoring":
         return _Scoring(self)
+
+
+def row_width(preset: str, columns: int, numeric: int) -> int:
+    """How many columns of a row a preset uses, of `columns` features and the recent means of the numeric ones."""
+    return columns + (2 * numeric if PRESETS[preset].recent else 0)
 
 
 class _Scoring:
@@ -126,78 +160,93 @@ class _Scoring:
 
     def __init__(self, version: ModelVersion) -> None:
         self._device = version.device
-        self._columns = len(version.columns)
-        self._width = padded_width(self._columns)
+        self._columns, self._numeric = len(version.columns), version.numeric
+        self._used = version.width
+        self._padded = padded_width(version.width)
+        self._weights = PRESETS[version.preset].weights
         self._scaler = version.scaler.to(version.device)
-        self._reconstruct = Reconstruction(version.network, version.device)
-        self._deviation = version.deviation.to(version.device)
-        self._residual = version.residual.to(version.device)
+        self._members = {name: member.to(version.device) for name, member in version.members.items()}
         self._combined = version.combined.to(version.device)
+        self._network = version.reconstruction.to(version.device)
 
     @torch.inference_mode()
     def surprise(self, rows: Rows) -> Row32:
         """Calibrated and combined, (n,); see `ModelVersion.score`."""
-        scores: Row32 = self._combine(*self._raw(rows))[: len(rows)].cpu().numpy()
+        block = self._block(rows)
+        mean = torch.zeros(len(block.z), device=self._device)
+        for name, member in self._members.items():
+            mean += self._weights[name] * member.calibration.surprise(member.scorer.score(block))
+        scores: Row32 = self._combined.surprise(mean)[: len(rows)].cpu().numpy()
         return scores
 
     @torch.inference_mode()
-    def raw(self, rows: Rows) -> tuple[Row32, Row32]:
-        """Mean deviation and mean residual, (n,) each."""
-        deviation, residual = (scores[: len(rows)].cpu().numpy() for scores in self._raw(rows))
-        return deviation, residual
+    def raw(self, rows: Rows) -> dict[str, Row32]:
+        """Before calibration, (n,) each; see `ModelVersion.raw_scores`."""
+        block = self._block(rows)
+        return {
+            name: member.scorer.score(block)[: len(rows)].cpu().numpy()
+            for name, member in self._members.items()
+        }
+
+    @torch.inference_mode()
+    def unexplained(self, rows: Rows) -> float:
+        """See `ModelVersion.unexplained`."""
+        block, n = self._block(rows), len(rows)
+        residual = self._network.score(block)[:n].median()
+        deviation = ((block.z.abs() * block.seen).sum(1) / block.there)[:n].median()
+        return float(residual.clamp_min(1e-9) / deviation.clamp_min(1e-9))
 
     @torch.inference_mode()
     def explain(self, rows: Rows) -> Explanation:
-        """Shares weigh both scores by their surprise; see `ModelVersion.explain`."""
-        z, seen = self._standardised(rows)
-        restored = self._restore(z)
-        deviations, residuals = z.abs() * seen, (z - restored).abs() * seen
-        deviation, residual = _row_means(deviations, residuals, seen)
-        by_deviation = _shared_out(deviations, self._deviation.surprise(deviation))
-        by_residual = _shared_out(residuals, self._residual.surprise(residual))
-        parts = weighted_mean(by_deviation, by_residual)
-        share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)  # (total, padded F)
+        """Shares weigh the scorers by their surprise; see `ModelVersion.explain`."""
+        block, n = self._block(rows), len(rows)
+        whole = torch.zeros_like(block.z)
+        for name, member in self._members.items():
+            parts = member.scorer.parts(block)
+            if parts is None:  # what it cannot tell, the deviation of the columns stands for
+                parts = block.z.abs() * block.seen
+            surprise = member.calibration.surprise(member.scorer.score(block))
+            whole += self._weights[name] * _shared_out(parts, surprise)
+        parts = self._folded(whole)
+        share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)
         # What the network restores for a row far outside of what it knows is far out itself: the expectation is
         # held within the range of normal rows.
-        expected = self._scaler.inverse(restored[:, : self._columns].clamp(-2.0, 2.0))
-        n = len(rows)
+        restored = self._network.restore(block.z)[:, : self._used].clamp(-2.0, 2.0)
+        expected = self._scaler.inverse(restored)[:, : self._columns]
         return Explanation(
-            expected[:n].cpu().numpy().astype(np.float64),
-            share[:n, : self._columns].cpu().numpy().astype(np.float64),
+            expected[:n].cpu().numpy().astype(np.float64), share[:n].cpu().numpy().astype(np.float64)
         )
 
-    def _raw(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Mean deviation and mean residual, (total,) each."""
-        z, seen = self._standardised(rows)
-        return _row_means(z.abs() * seen, (z - self._restore(z)).abs() * seen, seen)
+    def _folded(self, parts: Tensor) -> Tensor:
+        """Parts of the columns, (n, F), with those of recent means added to their number's."""
+        own = parts[:, : self._columns].clone()
+        for start in range(self._columns, self._used, max(self._numeric, 1)):
+            own[:, : self._numeric] += parts[:, start : start + self._numeric]
+        return own
 
-    def _combine(self, deviation: Tensor, residual: Tensor) -> Tensor:
-        mean = weighted_mean(self._deviation.surprise(deviation), self._residual.surprise(residual))
-        return self._combined.surprise(mean)
-
-    def _standardised(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Squashed z, and 1 where a value was there, (total, padded F) each; total is a multiple of the block."""
-        n, total = len(rows), -(-len(rows) // BLOCK) * BLOCK
-        values = functional.pad(torch.from_numpy(rows.values), (0, 0, 0, total - n)).to(self._device)
-        seen = torch.from_numpy((~rows.imputed).astype(np.float32))
-        wider = self._width - self._columns
-        seen = functional.pad(seen, (0, wider, 0, total - n)).to(self._device)
-        return functional.pad(self._scaler.transform(values), (0, wider)), seen
-
-    def _restore(self, z: Tensor) -> Tensor:
-        """Reconstruct (total, padded F): in one launch on a GPU, block by block on the CPU."""
-        if self._device.type != "cpu" or len(z) <= BLOCK:
-            return self._reconstruct(z)
-        return torch.cat([self._reconstruct(block) for block in torch.split(z, BLOCK)])
+    def _block(self, rows: Rows) -> Block:
+        """Rows as scorers see them; on the CPU their number is a multiple of what the network takes at a time."""
+        n, total = len(rows), -(-len(rows) // ROWS) * ROWS
+        wider = (0, self._padded - self._used, 0, total - n)
+        raw = functional.pad(torch.from_numpy(rows.values[:, : self._used]), (0, 0, 0, total - n)).to(
+            self._device
+        )
+        seen = torch.from_numpy((~rows.imputed[:, : self._used]).astype(np.float32))
+        seen = functional.pad(seen, wider).to(self._device)
+        padding = (0, self._padded - self._used)
+        z = functional.pad(self._scaler.transform(raw), padding)
+        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), n)
 
 
-def _row_means(deviations: Tensor, residuals: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the columns that were there, (n,) each."""
-    count = seen.sum(1).clamp_min(1.0)
-    return deviations.sum(1) / count, residuals.sum(1) / count
+def _numbers(name: str, calibration: Calibration) -> dict[str, Tensor]:
+    return {f"{name}.knots": calibration.knots, f"{name}.tail_scale": calibration.tail_scale}
+
+
+def _calibration(name: str, tensors: Mapping[str, Tensor], *, pareto: bool) -> Calibration:
+    return Calibration(tensors[f"{name}.knots"], tensors[f"{name}.tail_scale"], pareto)
 
 
 def _shared_out(parts: Tensor, whole: Tensor) -> Tensor:
-    """Split `whole`, (n,), in proportion to `parts`, (n, padded F)."""
+    """Split `whole`, (n,), in proportion to `parts`, (n, P)."""
     whole = whole.clamp_min(SURPRISE_MIN)  # (n,) of no surprise there would be nothing to share
     return parts * (whole / parts.sum(1).clamp_min(1e-12)).unsqueeze(1)

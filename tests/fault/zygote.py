@@ -140,10 +140,10 @@ def _prepare() -> None:
     import streamdet.sink.kafka
     import streamdet.source.kafka  # noqa: F401
     from streamdet import app
-    from streamdet.learn import trainer
+    from streamdet.models.scorers import reconstruction
 
     # The first step of training starts torch's own thread: that is left to each child, where it takes 30 ms.
-    with mock.patch.object(trainer, "warm_up"):
+    with mock.patch.object(reconstruction, "warm_up"):
         app.compile_kernels()
     gc.freeze()  # else each child touches, and copies, all objects when it ends: a second
 

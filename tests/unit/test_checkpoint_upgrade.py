@@ -45,7 +45,7 @@ def test_all_that_version_0_1_had_is_there(folder: Path) -> None:
     assert lane["limits"]["histogram"].dtype == np.float32
     assert np.isfinite(lane["limits"]["limit"][0])
     assert lane["release"]["warm"] is True
-    assert lane["release"]["rows"]["values"].shape == (0, 4)
+    assert lane["release"]["rows"]["values"].shape == (0, 10)
     assert lane["release"] is found.learner["release"]
 
 
@@ -57,7 +57,7 @@ def test_the_parts_of_a_worker_take_it_back(folder: Path) -> None:
     features.restore(lane["features"])
     limits.restore(lane["limits"])
     assert limits.lane_limit == lane["limits"]["limit"][0]
-    release = Release.from_state(lane["release"], schema.columns, torch.device("cpu"))
+    release = Release.from_state(lane["release"], schema, torch.device("cpu"))
     rows = Rows(found.learner["rows"]["held_out"]["values"], found.learner["rows"]["held_out"]["imputed"])
     assert np.isfinite(release.version.score(rows)).all()
 
@@ -103,6 +103,6 @@ def test_a_folder_without_any_has_nothing_to_upgrade(tmp_path: Path) -> None:
 
 def test_the_golden_file_itself_is_refused_where_this_format_is_expected(folder: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"is of format 1, which this version \(format 2\) does not read"
+        CheckpointError, match=r"is of format 1, which this version \(format 3\) does not read"
     ):
         unpack((folder / "000000000002.checkpoint.safetensors").read_bytes(), "x")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from strategies import model_of, names_of, normal_rows, snapshot_of, untrained
+from strategies import model_of, normal_rows, schema_of, snapshot_of, untrained, version_of
 
 from streamdet.config import Gate
 from streamdet.events import Rows
@@ -30,7 +30,7 @@ def changed(model: ModelVersion, **factors: float) -> ModelVersion:
     for name, factor in factors.items():
         key = next(k for k in tensors if k.replace(".", "_") == name)
         tensors[key] = tensors[key] * factor
-    return ModelVersion.from_tensors(model.columns, tensors, model.trained_at, CPU)
+    return version_of(model, tensors)
 
 
 def examined(candidate: ModelVersion, rows: Rows | None = None, gate: Gate = GATE) -> GateResult:
@@ -46,17 +46,17 @@ def test_the_model_in_use_passes_as_its_own_candidate() -> None:
 
 
 def test_a_fine_tuned_model_passes() -> None:
-    candidate = train(snapshot_of(1500, seed=3), model_of(2000), names_of(6), 0, CPU)
+    candidate = train(snapshot_of(1500, seed=3), model_of(2000), schema_of(6), None, 0, CPU)
     assert examined(candidate).refusal is None
 
 
 def test_a_model_that_gives_no_numbers_is_refused() -> None:
-    broken = changed(model_of(2000), network_decode_out_weight=float("nan"))
+    broken = changed(model_of(2000), reconstruction_decode_out_weight=float("nan"))
     assert examined(broken).refusal == Refusal.NOT_FINITE
 
 
 def test_a_model_that_restores_nothing_is_refused_for_its_loss() -> None:
-    result = examined(changed(model_of(2000), network_decode_out_weight=0.0))
+    result = examined(changed(model_of(2000), reconstruction_decode_out_weight=0.0))
     assert result.refusal == Refusal.LOSS
     assert result.loss_ratio > GATE.loss_ratio_max
 

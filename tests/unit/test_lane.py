@@ -10,7 +10,7 @@ import torch
 from fakes import QUICK, SCHEMA
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import names_of, normal_rows
+from strategies import normal_rows, schema_of
 
 from streamdet.checkpoint.format import digest
 from streamdet.checkpoint.freeze import freeze_now
@@ -36,7 +36,7 @@ def releases(n: int) -> list[Release]:
     rows = normal_rows(400, 4, seed=3)
     return [
         Release(
-            train(Snapshot(rows[:300], rows[300:], None, 0.0, at), None, names_of(4), 0, CPU),
+            train(Snapshot(rows[:300], rows[300:], None, 0.0, at), None, schema_of(4), None, 0, CPU),
             warm=True,
             rows=rows[300:],
         )
@@ -210,10 +210,10 @@ def test_a_lane_restored_is_the_one_that_was_saved() -> None:
     lane = lane_at(77)
     for release in (first, second):
         lane.adopt(release)
-    columns = names_of(4)
+    schema = schema_of(4)
 
     def load(state: State) -> Release:
-        return Release.from_state(state, columns, CPU)
+        return Release.from_state(state, schema, CPU)
 
     state = freeze_now(lane.state())
     other = Lane.new(LANE, "", SCHEMA, SETTINGS)

@@ -40,7 +40,7 @@ SPIKES = (700, 1_200, 1_450)
 VALUES = readings(END, spikes=SPIKES)
 SAVED = (300, 600, 1_100, 1_400)
 # Runs of the quick settings start at 256, 512 and 1,024 events and are adopted 0, 0 and 300 events later.
-ADOPTED = [256, 512, 1_324]
+ADOPTED = [256, 512, 1_280]
 AT_ONCE: dict[str, Any] = {"commit": {"offsets_every_ms": 0}}
 NEVER = StopAfter()
 

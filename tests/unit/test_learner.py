@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import names_of, normal_rows
+from strategies import normal_rows, schema_of
 
 from streamdet.checkpoint.format import digest
 from streamdet.checkpoint.freeze import freeze_now
@@ -28,8 +28,9 @@ LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
 CPU = torch.device("cpu")
 COLUMNS = 3
 N = 3000
-WARMUP, EVERY, LAG = 600, 1024, 300
-LATER = WARMUP + EVERY  # the first run after the warm-up
+WARMUP, EVERY, LAG = 600, 1024, 200
+APART = 512  # between runs, as long as a stream is short
+LATER = WARMUP + APART  # the first run after the warm-up
 ROWS = normal_rows(N, COLUMNS, seed=11)
 # A run takes a fraction of a second; a test that waits for longer has failed.
 READY_MAX_S = 60.0
@@ -64,7 +65,7 @@ class Stream:
     modes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.learner = Learner(self.settings, names_of(COLUMNS), CPU, SystemClock())
+        self.learner = Learner(self.settings, schema_of(COLUMNS), CPU, SystemClock())
         self.limits = Limits(self.settings.limit)
 
     def run(self, until: int, rows: Rows = ROWS) -> "Stream":
@@ -125,7 +126,7 @@ def test_the_same_models_are_adopted_at_the_same_events_whatever_the_batches(who
 def test_models_come_at_doubling_counts_while_warming_up_and_then_at_a_fixed_distance(whole: Stream) -> None:
     counts = [at for at, _ in whole.adopted]
     assert counts[:3] == [FIRST_RUN, 2 * FIRST_RUN, WARMUP]
-    later = [LATER + LAG, LATER + EVERY + LAG]
+    later = range(LATER + LAG, N + 1, APART)
     assert set(counts[3:]) <= set(later)
     assert len(counts[3:]) + sum(whole.learner.refused_total.values()) == len(later)
     assert whole.learner.adopted_total == len(counts)
@@ -138,7 +139,7 @@ def test_models_come_at_doubling_counts_while_warming_up_and_then_at_a_fixed_dis
         FIRST_RUN,  # just adopted
         LATER,  # a run has just started
         LATER + LAG - 1,  # a run is about to be adopted
-        1500,
+        1500,  # between an adoption and the next run
     ],
 )
 def test_a_restart_changes_no_later_model_and_no_later_score(whole: Stream, at: int) -> None:
@@ -160,8 +161,20 @@ def test_nothing_is_alerted_before_the_warm_up_is_over(whole: Stream) -> None:
     assert (modes[WARMUP:] == Mode.READY).all()
 
 
+def test_runs_are_further_apart_the_longer_a_stream_is_up_to_what_is_configured() -> None:
+    learner = Learner(settings_of(every=50_000), schema_of(COLUMNS), CPU, SystemClock())
+    starts = [FIRST_RUN]
+    while starts[-1] < 2_000_000:
+        starts.append(learner._following(starts[-1]))
+    learner.close()
+    apart = np.diff([start for start in starts if start >= WARMUP])
+    assert (np.diff(apart) >= 0).all()
+    assert (apart[0], apart[-1]) == (APART, 50_000)
+    assert len(starts) < 90
+
+
 def test_a_batch_never_crosses_a_count_at_which_something_changes() -> None:
-    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     assert learner.room() == FIRST_RUN
     stream = Stream(settings_of()).run(300)
     assert stream.learner.room() == 2 * FIRST_RUN - 300
@@ -204,7 +217,7 @@ def test_anomalies_are_not_learnt() -> None:
 def test_a_start_with_too_few_normal_rows_is_left_out_and_the_next_one_is_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     n = FIRST_RUN
     nothing = np.zeros(n, np.bool_)
     verdicts = Verdicts(np.full(n, 9.0), np.full(n, 1.0), np.full(n, 2, np.uint8), ~nothing, nothing, nothing)
@@ -216,7 +229,7 @@ def test_a_start_with_too_few_normal_rows_is_left_out_and_the_next_one_is_kept(
 
 
 def test_several_lanes_in_a_batch_count_together() -> None:
-    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     n = FIRST_RUN // 2
     all_of = np.ones(n, np.bool_)
     verdicts = Verdicts(
@@ -258,7 +271,7 @@ def unjudged(n: int) -> Verdicts:
 def test_an_adoption_whose_run_is_not_ready_comes_at_the_same_count_later_and_holds_nothing_up(
     whole: Stream, slow_runs: SlowRuns
 ) -> None:
-    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     learner.observe([(ROWS[:FIRST_RUN], unjudged(FIRST_RUN))], {LANE: FIRST_RUN}, math.nan)
     for _ in range(2):
         started_s = time.monotonic()
@@ -275,12 +288,12 @@ def test_an_adoption_whose_run_is_not_ready_comes_at_the_same_count_later_and_ho
 
 
 def test_while_it_waits_what_is_saved_is_what_it_waits_for(slow_runs: SlowRuns) -> None:
-    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     learner.observe([(ROWS[:FIRST_RUN], unjudged(FIRST_RUN))], {LANE: FIRST_RUN}, math.nan)
     before = digest(learner.state())
     assert learner.adopt() is None
     assert digest(learner.state()) == before
-    other = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    other = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     other.restore(freeze_now(learner.state()))
     assert digest(other.state()) == before
     slow_runs.let_go.set()
@@ -291,7 +304,7 @@ def test_while_it_waits_what_is_saved_is_what_it_waits_for(slow_runs: SlowRuns) 
 
 
 def test_who_does_not_lead_any_more_does_not_wait_for_a_run(slow_runs: SlowRuns) -> None:
-    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     learner.observe([(ROWS[:FIRST_RUN], unjudged(FIRST_RUN))], {LANE: FIRST_RUN}, math.nan)
     started_s = time.monotonic()
     learner.close(wait=False)
@@ -300,10 +313,10 @@ def test_who_does_not_lead_any_more_does_not_wait_for_a_run(slow_runs: SlowRuns)
 
 
 def test_positions_are_kept_with_what_was_learnt_and_a_lane_that_is_lost_is_forgotten() -> None:
-    learner = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     learner.observe([(ROWS[:10], unjudged(10))], {LANE: 10}, math.nan)
     learner.observe([(ROWS[10:15], unjudged(5))], {OTHER: 7}, math.nan)
-    other = Learner(settings_of(), names_of(COLUMNS), CPU, SystemClock())
+    other = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     other.restore(freeze_now(learner.state()))
     assert other.positions == learner.positions == {LANE: 10, OTHER: 7}
     learner.forget(LANE)

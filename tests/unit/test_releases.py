@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import WRITTEN_MAX_S, AwayStore, Group, SteppingClock
-from strategies import names_of, normal_rows
+from strategies import normal_rows, schema_of
 
 from streamdet.checkpoint.background import Background
 from streamdet.checkpoint.freeze import freeze_now
@@ -20,7 +20,7 @@ from streamdet.models.release import Release
 from streamdet.releases import KEPT, LOOK_EVERY_S, Releases
 
 CPU = torch.device("cpu")
-COLUMNS = names_of(3)
+SCHEMA = schema_of(3)
 ROWS = normal_rows(300, 3, seed=5)
 
 
@@ -28,7 +28,7 @@ ROWS = normal_rows(300, 3, seed=5)
 def made() -> list[Release]:
     """More versions than are kept at hand."""
     snapshots = (Snapshot(ROWS[:200], ROWS[200:], None, 0.0, at) for at in range(1, KEPT + 3))
-    return [Release(train(s, None, COLUMNS, 0, CPU), warm=True, rows=ROWS[200:]) for s in snapshots]
+    return [Release(train(s, None, SCHEMA, None, 0, CPU), warm=True, rows=ROWS[200:]) for s in snapshots]
 
 
 class Member:
@@ -36,7 +36,7 @@ class Member:
 
     def __init__(self, shelf: Shelf | None) -> None:
         self.clock, self.background = SteppingClock(), Background()
-        self.releases = Releases(shelf, self.background, COLUMNS, CPU, self.clock)
+        self.releases = Releases(shelf, self.background, SCHEMA, CPU, self.clock)
 
     def publish(self, *releases: Release) -> None:
         for release in releases:
@@ -199,7 +199,7 @@ def test_scores_that_carry_limits_over_are_made_once_for_all_lanes(made: list[Re
 
 def test_a_release_restored_is_the_one_that_was_saved(made: list[Release]) -> None:
     release = made[0]
-    restored = Release.from_state(freeze_now(release.state()), COLUMNS, CPU)
+    restored = Release.from_state(freeze_now(release.state()), SCHEMA, CPU)
     assert (restored.version.id, restored.warm) == (release.version.id, release.warm)
     assert np.array_equal(restored.version.score(ROWS), release.version.score(ROWS))
     assert np.array_equal(restored.rows.values, release.rows.values)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from strategies import cuts, events_of, some_events
 
 from streamdet.events import Events, Schema
-from streamdet.features.rows import HALF_LIFE, Featured, LaneFeatures
+from streamdet.features.rows import HALF_LIVES, Featured, LaneFeatures
 
 SCHEMA = Schema(None, "device", ("a", "b"), ("site",))
+SLOW = HALF_LIVES[1]
 NAN = math.nan
 
 
@@ -74,7 +75,9 @@ def test_rows_are_finite_and_hold_what_was_there(events: Events, max_entities: i
     rows = LaneFeatures(SCHEMA, max_entities).transform(events).rows
     assert np.isfinite(rows.values).all()
     assert (rows.imputed[:, :2] == np.isnan(events.numeric)).all()
-    assert not rows.imputed[:, 2:].any()
+    assert not rows.imputed[:, 2].any()
+    assert (rows.imputed[:, 3:5] == rows.imputed[:, :2]).all()
+    assert (rows.imputed[:, 5:] == rows.imputed[:, :2]).all()
     there = ~rows.imputed[:, :2] & (np.abs(events.numeric) < 1e38)
     assert np.array_equal(rows.values[:, :2][there], events.numeric[there].astype(np.float32))
 
@@ -97,8 +100,17 @@ def test_a_missing_value_is_the_entitys_recent_mean_else_the_lanes_else_zero() -
 def test_the_recent_mean_follows_the_stream_with_its_half_life() -> None:
     features = LaneFeatures(Schema(None, None, ("a",), ()), 10)
     features.transform(events_of([""] * 100, [(0.0,)] * 100))
-    features.transform(events_of([""] * int(HALF_LIFE), [(10.0,)] * int(HALF_LIFE)))
+    features.transform(events_of([""] * int(SLOW), [(10.0,)] * int(SLOW)))
     assert features.transform(events_of([""], [(NAN,)])).rows.values[0, 0] == pytest.approx(5.0)
+
+
+def test_beside_each_number_stand_its_recent_means_of_the_entity_with_this_event_in_them() -> None:
+    features = LaneFeatures(Schema(None, None, ("a", "b"), ()), 10)
+    events = events_of(["d1", "d2", "d1"], [(0.0, 1.0), (100.0, 1.0), (8.0, NAN)])
+    rows = features.transform(events).rows
+    fast, slow = (8.0 * (1 - 2 ** (-1 / half_life)) for half_life in (5.0, 20.0))
+    assert rows.values[2].tolist() == pytest.approx([8.0, 1.0, fast, 1.0, slow, 1.0])
+    assert rows.imputed[2].tolist() == [False, True] * 3
 
 
 def test_an_entity_that_made_room_leaves_nothing_of_its_own_to_its_successor() -> None:
@@ -106,8 +118,8 @@ def test_an_entity_that_made_room_leaves_nothing_of_its_own_to_its_successor() -
     rows = features.transform(
         events_of(["d1", "d2", "d2", "d1"], [(10, 1), (50, 1), (60, 1), (NAN, 1)], ["north"] * 4)
     ).rows
-    lane = 10.0 + (1 - 2 ** (-1 / HALF_LIFE)) * 40.0
-    lane += (1 - 2 ** (-1 / HALF_LIFE)) * (60.0 - lane)
+    lane = 10.0 + (1 - 2 ** (-1 / SLOW)) * 40.0
+    lane += (1 - 2 ** (-1 / SLOW)) * (60.0 - lane)
     assert rows.values[3, 0] == pytest.approx(lane)
 
 
@@ -120,4 +132,4 @@ def test_a_schema_of_one_kind_gives_rows_of_that_kind() -> None:
     names = LaneFeatures(Schema(None, None, (), ("site",)), 1).transform(events_of([""], [()], ["north"]))
     assert names.rows.values.shape == (1, 1)
     numbers = LaneFeatures(Schema(None, None, ("a",), ()), 1).transform(events_of([""], [(1.0,)]))
-    assert numbers.rows.values.tolist() == [[1.0]]
+    assert numbers.rows.values.tolist() == [[1.0, 1.0, 1.0]]

@@ -1,15 +1,18 @@
 """A model version scores purely, says why, and comes back from its tensors bit by bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import cuts, model_of, normal_rows, snapshot_of, untrained
+from strategies import cuts, model_of, normal_rows, schema_of, snapshot_of, untrained, version_of
 
 from streamdet.events import Rows
 from streamdet.learn.trainer import train
-from streamdet.models.version import BLOCK, ModelVersion
+from streamdet.models.scorers.reconstruction import ROWS as BLOCK
+from streamdet.models.version import ModelVersion
 
 CPU = torch.device("cpu")
 
@@ -35,16 +38,16 @@ def test_a_row_has_the_same_bits_whatever_else_is_in_its_batch(
 @pytest.mark.parametrize("columns", [1, 8, 17])
 def test_raw_scores_do_not_depend_on_the_batch_either(columns: int) -> None:
     model, rows = untrained(columns), normal_rows(700, columns)
-    deviation, residual = model.raw_scores(rows)
+    together = model.raw_scores(rows)
     for i in (0, 255, 256, 699):
         alone = model.raw_scores(rows[i : i + 1])
-        assert (alone[0][0], alone[1][0]) == (deviation[i], residual[i])
+        assert all(alone[name][0] == scores[i] for name, scores in together.items())
 
 
 @pytest.mark.parametrize("columns", [1, 6, 33])
 def test_a_version_comes_back_from_its_tensors_with_the_same_id_and_bits(columns: int) -> None:
     model, rows = untrained(columns), normal_rows(300, columns, seed=9)
-    back = ModelVersion.from_tensors(model.columns, model.tensors(), model.trained_at, CPU)
+    back = version_of(model, model.tensors())
     assert back.id == model.id
     assert back.score(rows).tobytes() == model.score(rows).tobytes()
     again = back.tensors()
@@ -57,10 +60,10 @@ def test_an_id_names_exactly_these_numbers_and_columns() -> None:
     assert len(model.id) == 12
     assert int(model.id, 16) >= 0
     for name, tensor in model.tensors().items():
-        changed = {**model.tensors(), name: tensor + 1e-3}
-        assert ModelVersion.from_tensors(model.columns, changed, 0, CPU).id != model.id, name
-    renamed = (*model.columns[:-1], "other")
-    assert ModelVersion.from_tensors(renamed, model.tensors(), 0, CPU).id != model.id
+        changed = {**model.tensors(), name: tensor + 1}
+        assert version_of(model, changed).id != model.id, name
+    renamed = replace(model, columns=(*model.columns[:-1], "other"))
+    assert renamed.id != model.id
 
 
 def test_no_rows_give_no_scores() -> None:
@@ -161,7 +164,7 @@ def flat(level: float) -> ModelVersion:
     snapshot = snapshot_of(600, 4)
     for rows in (snapshot.training, snapshot.held_out):
         rows.values[:, 0] = level
-    return train(snapshot, None, ("still", "a", "b", "c"), 0, CPU)
+    return train(snapshot, None, schema_of(4), None, 0, CPU)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -273.15, 1e5])
@@ -179,7 +182,7 @@ def test_a_plant_that_stands_still_altogether_is_no_anomaly_and_a_step_is_one() 
     snapshot = snapshot_of(300, 3)
     for rows in (snapshot.training, snapshot.held_out):
         rows.values[:] = np.float32(7.0)
-    model = train(snapshot, None, ("a", "b", "c"), 0, CPU)
+    model = train(snapshot, None, schema_of(3), None, 0, CPU)
     still = normal_rows(10, 3)
     still.values[:] = np.float32(7.0)
     assert model.score(still).max() < 1.0

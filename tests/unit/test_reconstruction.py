@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from streamdet.models.autoencoder import ALIGNMENT, Autoencoder, Reconstruction, padded_width
+from streamdet.models.scorers import ALIGNMENT, padded_width
+from streamdet.models.scorers.reconstruction import Autoencoder, Reconstruction
 
 CPU = torch.device("cpu")
 
@@ -19,7 +20,7 @@ def test_the_padded_network_says_what_the_trained_one_does_and_nothing_in_the_pa
     width = padded_width(columns)
     padded = torch.nn.functional.pad(z, (0, width - columns))
     with torch.inference_mode():
-        restored = Reconstruction(trained, CPU)(padded)
+        restored = Reconstruction(trained, CPU).restore(padded)
         assert torch.allclose(restored[:, :columns], trained(z), atol=1e-5)
         assert (restored[:, columns:] == 0).all()
 

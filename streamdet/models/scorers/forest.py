@@ -1,0 +1,169 @@
+"""A small isolation forest (Liu, Ting & Zhou, ICDM 2008): rows that few random cuts set apart are strange.
+
+Trees are laid out as full binary trees, so that all rows go down all trees in as many steps as there are levels.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamdet.compiled import compiled
+from streamdet.events import Floats
+from streamdet.models.scorers import Block, Training
+
+TREES = 50
+ROWS = 256
+DEPTH = 8
+# A column in which the rows of a node are all alike cannot be cut: so many are tried.
+TRIES = 8
+LENGTH_MIN = 1e-3
+# Above all values: they all go left.
+UNCUT = np.finfo(np.float32).max
+_EULER = 0.5772156649
+
+
+class Forest:
+    """Trees of cuts at random values of random columns."""
+
+    def __init__(self, column: Tensor, cut: Tensor, length: Tensor) -> None:
+        self.column = column  # (TREES, 2^DEPTH - 1) of each inner node, level by level
+        self.cut = cut  # (TREES, 2^DEPTH - 1) rows below it go left
+        self.length = length  # (TREES, 2^DEPTH) path length at each leaf, as a share of the usual one
+
+    @classmethod
+    def fit(cls, training: Training, previous: Self | None) -> Self:  # noqa: ARG003 - trees are not mended
+        """Grow each tree on rows of its own, drawn at random."""
+        values = training.values.cpu().numpy()
+        rows = min(ROWS, len(values))
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=training.generator)))
+        drawn = np.stack([rng.choice(len(values), rows, replace=False) for _ in range(TREES)])
+        nodes = 2**DEPTH - 1
+        column, cut = np.zeros((TREES, nodes), np.int64), np.full((TREES, nodes), UNCUT, np.float32)
+        length = np.zeros((TREES, nodes + 1), np.float32)
+        for tree in range(TREES):
+            tries = rng.integers(0, values.shape[1], (nodes, TRIES))
+            _grow(values[drawn[tree]], tries, rng.random(nodes), column[tree], cut[tree], length[tree])
+        length /= max(_usual_length(rows), 1e-9)
+        return cls(torch.from_numpy(column), torch.from_numpy(cut), torch.from_numpy(length))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The scorer that gave these tensors."""
+        return cls(tensors["column"], tensors["cut"], tensors["length"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Cuts and path lengths."""
+        return {"column": self.column, "cut": self.cut, "length": self.length}
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return type(self)(self.column.to(device), self.cut.to(device), self.length.to(device))
+
+    def score(self, block: Block) -> Tensor:
+        """The usual path length over the mean one of each row, (n,).
+
+        Not 2 to the power of minus that share, as in the paper: it ranks alike, and a power may round differently from
+        one place in a block to another.
+        """
+        if block.values.device.type == "cpu":
+            length = np.zeros(len(block.values), np.float32)
+            own = block.values[: block.rows].numpy()
+            _descend(own, self.column.numpy(), self.cut.numpy(), self.length.numpy(), length)
+            return torch.from_numpy(length).clamp_min(LENGTH_MIN).reciprocal()
+        tree = torch.arange(TREES, device=block.values.device)
+        node = torch.zeros(len(block.values), TREES, dtype=torch.int64, device=block.values.device)
+        for _ in range(DEPTH):
+            value = block.values.gather(1, self.column[tree, node])
+            node = 2 * node + 1 + (value >= self.cut[tree, node])
+        return self.length[tree, node - (2**DEPTH - 1)].mean(1).clamp_min(LENGTH_MIN).reciprocal()
+
+    def parts(self, block: Block) -> None:
+        """Cuts of single columns say little: None."""
+
+
+def _usual_length(rows: int) -> float:
+    """Mean path length of an unsuccessful search in a binary tree of so many rows."""
+    if rows <= 1:
+        return 0.0
+    return 2.0 * (math.log(max(rows - 1, 1)) + _EULER) - 2.0 * (rows - 1) / rows
+
+
+@compiled
+def _grow(
+    values: NDArray[np.float32],
+    tries: NDArray[np.int64],
+    draws: Floats,
+    column: NDArray[np.int64],
+    cut: NDArray[np.float32],
+    length: NDArray[np.float32],
+) -> None:  # pragma: no cover - compiled
+    """Cut the rows (n, F) level by level. A node that is not cut passes all to the left."""
+    nodes = len(cut)
+    place = np.zeros(len(values), np.int64)
+    ended = np.full(2 * nodes + 1, -1.0)  # path length of what was decided above
+    for node in range(nodes):
+        depth = int(np.log2(node + 1))
+        inside = np.flatnonzero(place == node)
+        if node > 0 and ended[(node - 1) // 2] >= 0.0:
+            ended[node] = ended[(node - 1) // 2]
+            place[inside] = 2 * node + 1
+            continue
+        chosen = -1
+        for k in range(tries.shape[1]):
+            low, high = np.float32(np.inf), np.float32(-np.inf)
+            for i in inside:
+                low, high = min(low, values[i, tries[node, k]]), max(high, values[i, tries[node, k]])
+            if high > low:
+                chosen = tries[node, k]
+                break
+        if len(inside) <= 1 or chosen < 0:
+            ended[node] = depth + _expected(len(inside))
+            place[inside] = 2 * node + 1
+            continue
+        column[node] = chosen
+        cut[node] = low + np.float32(draws[node]) * (high - low)
+        for i in inside:
+            place[i] = 2 * node + 1 + (values[i, chosen] >= cut[node])
+    depth = int(np.log2(nodes + 1))
+    for leaf in range(nodes + 1):
+        node = nodes + leaf
+        above = ended[(node - 1) // 2]
+        length[leaf] = above if above >= 0.0 else depth + _expected(np.sum(place == node))
+
+
+@compiled
+def _descend(
+    values: NDArray[np.float32],
+    column: NDArray[np.int64],
+    cut: NDArray[np.float32],
+    length: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:  # pragma: no cover - compiled
+    """Mean path length of rows (n, P), as a share of the usual one, into out (n,).
+
+    Tree by tree, so that a tree stays in the processor's nearest cache, and rows do not wait for each other.
+    """
+    trees, nodes = cut.shape
+    for tree in range(trees):
+        columns, cuts, lengths = column[tree], cut[tree], length[tree]
+        for i in range(len(values)):
+            node = 0
+            for _ in range(DEPTH):
+                node = 2 * node + 1 + (values[i, columns[node]] >= cuts[node])
+            out[i] += lengths[node - nodes]
+    out /= np.float32(trees)
+
+
+@compiled
+def _expected(rows: int) -> float:  # pragma: no cover - compiled
+    """How much further a path would go among so many rows."""
+    if rows <= 1:
+        return 0.0
+    if rows == 2:
+        return 1.0
+    return float(2.0 * (np.log(rows - 1.0) + _EULER) - 2.0 * (rows - 1.0) / rows)

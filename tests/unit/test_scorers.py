@@ -1,0 +1,160 @@
+"""Each scorer by itself: what it finds strange, and that batches, devices and copies of its numbers do not matter."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from strategies import names_of
+from torch import Tensor
+
+from streamdet.events import Rows, Schema
+from streamdet.learn.trainer import Snapshot, train
+from streamdet.models.presets import HANGS_TOGETHER, PRESETS, SCORERS, preset_of
+from streamdet.models.scorers import Block, Scorer, Training, padded_width
+from streamdet.models.scorers.forest import DEPTH, TREES, Forest
+from streamdet.models.scorers.nearest import ROWS_MAX, Nearest
+
+CPU = torch.device("cpu")
+WIDTH = 5
+
+
+def block_of(z: Tensor, seen: Tensor | None = None) -> Block:
+    """Rows of z that are values as well, padded."""
+    seen = torch.ones_like(z) if seen is None else seen
+    padding = (0, padded_width(z.shape[1]) - z.shape[1])
+    padded, there = (torch.nn.functional.pad(some, padding) for some in (z, seen))
+    return Block(padded, padded, there, there.sum(1).clamp_min(1.0), len(z))
+
+
+def rows_of(n: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def fitted(name: str, rows: Tensor | None = None) -> Scorer:
+    rows = rows_of(500) if rows is None else rows
+    return SCORERS[name].fit(
+        Training(rows, rows, torch.ones_like(rows), torch.Generator().manual_seed(1)), None
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in SCORERS if name != "reconstruction"])
+def test_a_row_far_out_scores_above_all_usual_ones_and_a_row_scores_alike_in_any_company(name: str) -> None:
+    scorer, rows = fitted(name), rows_of(300, seed=2)
+    rows[7] = 12.0
+    scores = scorer.score(block_of(rows))
+    assert (scores >= 0).all()
+    assert scores.argmax() == 7
+    alone = torch.cat([scorer.score(block_of(rows[i : i + 1])) for i in range(300)])
+    assert torch.equal(alone, scores)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_scorer_comes_back_from_its_tensors(name: str) -> None:
+    scorer, block = fitted(name), block_of(rows_of(256, seed=3))
+    back = SCORERS[name].from_tensors(scorer.tensors())
+    assert torch.equal(back.score(block), scorer.score(block))
+    assert all(torch.isfinite(tensor).all() for tensor in scorer.tensors().values())
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_parts_add_up_to_the_score(name: str) -> None:
+    scorer, block = fitted(name), block_of(rows_of(256, seed=4))
+    parts = scorer.parts(block)
+    if parts is None:
+        assert name == "forest"
+    else:
+        assert torch.allclose(parts.sum(1) / block.there, scorer.score(block), atol=1e-5)
+
+
+def test_the_nearest_row_is_the_one_that_a_plain_search_finds() -> None:
+    memory, rows = rows_of(400), rows_of(100, seed=5)
+    seen = (torch.rand(100, WIDTH, generator=torch.Generator().manual_seed(6)) < 0.8).float()
+    distances = ((rows.unsqueeze(1) - memory).abs() * seen.unsqueeze(1)).sum(2).min(1).values
+    found = fitted("nearest", memory).score(block_of(rows, seen))
+    assert torch.allclose(found, distances / seen.sum(1).clamp_min(1.0), atol=1e-5)
+
+
+def test_a_row_that_was_remembered_is_not_strange_and_one_between_two_groups_is() -> None:
+    memory = torch.cat([rows_of(200) * 0.1, rows_of(200, seed=1) * 0.1 + 4.0])
+    scorer = fitted("nearest", memory)
+    assert scorer.score(block_of(memory[:10])).max() == 0.0
+    usual, between = rows_of(50, seed=9) * 0.1, torch.full((1, WIDTH), 2.0)
+    assert scorer.score(block_of(between)).item() > 5 * scorer.score(block_of(usual)).max().item()
+
+
+def test_the_memory_is_bounded() -> None:
+    scorer = fitted("nearest", rows_of(3 * ROWS_MAX))
+    assert isinstance(scorer, Nearest)
+    assert scorer.memory.shape == (ROWS_MAX, padded_width(WIDTH))
+
+
+def test_a_tree_that_is_walked_step_by_step_gives_what_the_compiled_one_does() -> None:
+    scorer, rows = fitted("forest"), rows_of(20, seed=8)
+    assert isinstance(scorer, Forest)
+    expected = []
+    for row in rows:
+        lengths = []
+        for tree in range(TREES):
+            node = 0
+            for _ in range(DEPTH):
+                node = 2 * node + 1 + int(row[scorer.column[tree, node]] >= scorer.cut[tree, node])
+            lengths.append(float(scorer.length[tree, node - (2**DEPTH - 1)]))
+        expected.append(1.0 / float(np.mean(lengths)))
+    assert scorer.score(block_of(rows)).numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_usual_row_is_about_half_way_and_constant_rows_grow_no_trees() -> None:
+    assert fitted("forest").score(block_of(rows_of(500, seed=3))).mean().item() == pytest.approx(0.9, abs=0.2)
+    constant = fitted("forest", torch.full((100, WIDTH), 3.0))
+    assert torch.isfinite(constant.score(block_of(rows_of(10)))).all()
+
+
+# --- What kind of data ----------------------------------------------------------------------------------------------
+
+
+def with_recent_means(values: NDArray[np.float64]) -> Rows:
+    """Rows as features give them, for numbers of one entity, (n, D)."""
+    recent = []
+    for half_life in (5.0, 20.0):
+        step, mean, means = 1.0 - 2.0 ** (-1.0 / half_life), values[0].copy(), np.empty_like(values)
+        for i, row in enumerate(values):
+            mean += step * (row - mean)
+            means[i] = mean
+        recent.append(means)
+    rows = np.concatenate([values, *recent], axis=1).astype(np.float32)
+    return Rows(rows, np.zeros(rows.shape, np.bool_))
+
+
+def test_numbers_that_hang_together_in_time_are_sensors_and_others_are_records() -> None:
+    rng = np.random.default_rng(0)
+    steps = rng.normal(size=(2000, 3))
+    assert preset_of(with_recent_means(np.cumsum(steps, axis=0)), 3, 3) == "sensors"
+    assert preset_of(with_recent_means(steps), 3, 3) == "records"
+    one = steps.copy()
+    one[:, 1] = np.sin(np.arange(2000) / 30)
+    assert preset_of(with_recent_means(one), 3, 3) == "sensors"
+    assert 0.1 < HANGS_TOGETHER < 0.5
+
+
+def test_categories_make_records_and_a_plant_that_stands_still_has_sensors() -> None:
+    still = with_recent_means(np.full((300, 2), 7.0))
+    assert preset_of(still, 2, 2) == "sensors"
+    assert preset_of(still, 3, 2) == "records"
+    assert preset_of(Rows(np.zeros((9, 2), np.float32), np.zeros((9, 2), np.bool_)), 2, 0) == "records"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_scores_and_explains_by_feature(preset: str) -> None:
+    rng = np.random.default_rng(1)
+    rows = with_recent_means(np.cumsum(rng.normal(size=(900, 3)), axis=0) * 0.1)
+    schema = Schema(None, None, names_of(3), ())
+    model = train(Snapshot(rows[:600], rows[600:], None, 0.0, 600), None, schema, preset, 0, CPU)
+    assert (model.preset, model.width) == (preset, 9 if preset == "sensors" else 3)
+    assert sum(PRESETS[preset].weights.values()) == pytest.approx(1.0)
+    far = Rows(rows.values[600:].copy(), rows.imputed[600:])
+    far.values[:, 1] += 30.0
+    assert model.score(far).min() > np.quantile(model.score(rows[600:]), 0.99)
+    explanation = model.explain(far)
+    assert explanation.share.shape == explanation.expected.shape == (300, 3)
+    assert explanation.share.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert (explanation.share.argmax(axis=1) == 1).mean() > 0.95

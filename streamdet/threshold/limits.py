@@ -47,7 +47,7 @@ ADMISSION: Final = 0.90
 RESOLVED_SHARE: Final = 0.95
 WEIGHT_MAX: Final = 1e12
 
-# What serves as reference for calibration: all that is not flagged, and of flagged scores what these tokens let in.
+# What serves as reference for calibration: all that is below the limit, and of what is above what these tokens let in.
 TOKENS_MAX: Final = 10.0
 TOKENS_PER_RATE: Final = 2.0
 # A flagged score counts as at most so many limits: how far out anomalies lie says nothing about what is normal,
@@ -248,25 +248,28 @@ def _judge(
         decider = slot if own else LANE_SLOT
         limit = kept.limit[decider]
         over = score >= limit  # False while the limit is NaN
+        # What an excursion goes on with is not flagged, and no more normal for that.
+        strange = over or score >= _usual_limit(decider, rule, kept)
         out.limit[i] = limit
-        out.normal[i] = not over and not score > kept.admit[decider]
+        out.normal[i] = not strange and not score > kept.admit[decider]
         if alerting and not np.isnan(limit):
             out.mode[i] = Mode.ENTITY if own else Mode.READY
             out.flagged[i] = over
         else:
             out.mode[i] = Mode.WARMING
         score = min(score, SCORE_MAX)
-        out.fed[i] = _take_in(score, out.flagged[i], LANE_SLOT, alerting, rule, kept)
+        strange = strange and alerting
+        out.fed[i] = _take_in(score, strange, LANE_SLOT, alerting, rule, kept)
         if slot != LANE_SLOT:
-            _take_in(score, out.flagged[i], slot, alerting, rule, kept)
+            _take_in(score, strange, slot, alerting, rule, kept)
 
 
 @compiled
 def _take_in(
-    score: float, flagged: bool, slot: int, alerting: bool, rule: Rule, kept: Slots
+    score: float, strange: bool, slot: int, alerting: bool, rule: Rule, kept: Slots
 ) -> bool:  # pragma: no cover - compiled
     """Let a score move one slot's limit; whether it may serve as reference."""
-    referred = _spend_token(flagged, slot, rule, kept)
+    referred = _spend_token(strange, slot, rule, kept)
     if rule.kind == CONTROLLED:
         if alerting and not np.isnan(kept.limit[slot]):
             _control(score, slot, rule, kept)
@@ -274,9 +277,9 @@ def _take_in(
                 score = min(score, FLAGGED_MAX * kept.high[slot])
         _feed_pairs(score, slot, kept)
         _feed(score, slot, rule, kept)
-        kept.limit[slot] = _controlled_limit(slot, kept)
+        kept.limit[slot] = _controlled_limit(slot, rule, kept)
     elif referred:
-        if flagged and not np.isnan(kept.limit[slot]):
+        if strange and not np.isnan(kept.limit[slot]):
             score = min(score, FLAGGED_MAX * kept.limit[slot])
         _feed(score, slot, rule, kept)
         kept.limit[slot] = kept.high[slot]
@@ -284,9 +287,9 @@ def _take_in(
 
 
 @compiled
-def _spend_token(flagged: bool, slot: int, rule: Rule, kept: Slots) -> bool:  # pragma: no cover - compiled
+def _spend_token(strange: bool, slot: int, rule: Rule, kept: Slots) -> bool:  # pragma: no cover - compiled
     kept.tokens[slot] = min(TOKENS_MAX, kept.tokens[slot] + TOKENS_PER_RATE * rule.rate)
-    if flagged:
+    if strange:
         if kept.tokens[slot] < 1.0:
             return False
         kept.tokens[slot] -= 1.0
@@ -294,18 +297,29 @@ def _spend_token(flagged: bool, slot: int, rule: Rule, kept: Slots) -> bool:  # 
 
 
 @compiled
-def _controlled_limit(slot: int, kept: Slots) -> float:  # pragma: no cover - compiled
-    """The limit for the next score of a slot."""
+def _usual_limit(slot: int, rule: Rule, kept: Slots) -> float:  # pragma: no cover - compiled
+    """The limit without what an excursion under way makes of it; NaN as long as there is none."""
+    if rule.kind == ROLLING or np.isnan(kept.high[slot]):
+        return float(kept.high[slot])
     if kept.beyond[slot] == ISOLATED:
         # Not above the cut: there the exemption begins, and nothing would bring the limit back.
         limit = min(kept.low[slot] * math.exp(kept.factor_apart[slot]), kept.cut[slot])
-        return float(max(limit, kept.floor[slot]))
-    limit = max(kept.high[slot] * math.exp(kept.factor[slot]), kept.floor[slot])
+    else:
+        limit = kept.high[slot] * math.exp(kept.factor[slot])
+    return float(max(limit, kept.floor[slot]))
+
+
+@compiled
+def _controlled_limit(slot: int, rule: Rule, kept: Slots) -> float:  # pragma: no cover - compiled
+    """The limit for the next score of a slot."""
+    limit = _usual_limit(slot, rule, kept)
+    if kept.beyond[slot] == ISOLATED:
+        return limit
     if kept.flags[slot] >= RUN_MAX:
         return float(max(limit, WORSE * kept.worst[slot]))
     if kept.beyond[slot] == CLUSTERED and kept.budget[slot] >= 1.0 and kept.run[slot] < RUN_MAX:
         return float(min(limit, kept.low[slot]))
-    return float(limit)
+    return limit
 
 
 @compiled
@@ -429,7 +443,7 @@ def _rescale(where: Floats, coarse: Floats, rule: Rule, kept: Slots) -> None:  #
         _refresh(slot, rule, kept)
         kept.evidence[slot] = evidence  # the same scores seen again are no new evidence
         if rule.kind == CONTROLLED:
-            kept.limit[slot] = _controlled_limit(slot, kept)
+            kept.limit[slot] = _controlled_limit(slot, rule, kept)
         else:
             kept.limit[slot] = kept.high[slot]
 

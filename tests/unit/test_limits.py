@@ -188,7 +188,7 @@ def test_a_burst_of_a_thousand_anomalies_hardly_moves_the_limit(rate: float, hei
 
 def test_all_unflagged_scores_are_fed_and_of_flagged_ones_no_more_than_the_tokens_allow() -> None:
     rate = 0.01
-    limits = warmed(Limit(alert_rate=rate, window=1000), 5000)
+    limits = warmed(Limit(alert_rate=rate, window=1000, rule="rolling"), 5000)
     rng = np.random.default_rng(2)
     raw = np.where(rng.random(20_000) < 0.2, 50.0, rng.exponential(1.0, 20_000))
     judged = judge(limits, raw)
@@ -264,6 +264,16 @@ def test_an_incident_is_flagged_where_it_begins_and_where_it_gets_worse() -> Non
     limits = warmed(Limit(alert_rate=ASKED), 20_000)
     judged = judge(limits, np.array([40.0] * 6 + [39.0] * 6 + [80.0] + [79.0] * 3))
     assert np.flatnonzero(judged.flagged).tolist() == [0, 1, 2, 12]
+
+
+def test_what_an_incident_goes_on_with_is_neither_learnt_nor_a_reference_though_it_is_not_flagged() -> None:
+    limits = warmed(Limit(alert_rate=ASKED), 20_000)
+    judged = judge(limits, np.full(15, 40.0))
+    assert not judged.normal.any()
+    assert judged.flagged.sum() == 3
+    assert judged.fed.sum() <= TOKENS_MAX + 1
+    judged = judge(limits, np.full(40, 60.0))
+    assert judged.fed.sum() < 10
 
 
 @pytest.mark.parametrize("length", [20, 70, 300])

@@ -41,8 +41,8 @@ PRESETS: Final = {
 }
 
 # A value that is new each time differs from its recent mean by 0.81 of its own variance, whatever its distribution. One
-# column that hangs together in time this closely makes a stream of sensors; in recorded streams of records that drift
-# or are sorted, none came below 0.36.
+# column that hangs together in time this closely makes a stream of sensors; those of records that drift or are sorted
+# hang together less closely.
 HANGS_TOGETHER: Final = 0.3
 
 

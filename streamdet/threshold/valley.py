@@ -27,11 +27,11 @@ LIFT_MAX = 1.15
 CHANCE = 1.5
 # Pairs are counted in bins that are this many times wider: they are only asked for what lies above the valley.
 COARSE = 4
+COARSE_BINS = BINS // COARSE
 # Fewer scores make no hill, but may lie beyond a gap: so many bins with next to nothing in them.
 GAP_SCORES_MIN = 4.0
 GAP_BINS = 10
 EMPTY = 0.05
-COARSE_BINS = BINS // COARSE
 # Within so many scores: commands of a machine repeat at once, long regimes only later.
 APART = 8
 

@@ -214,13 +214,12 @@ def connect_delivery(
 
 
 def compile_kernels() -> None:
-    """Run every compiled loop and a step of training once, before a group waits for this worker's heartbeat.
+    """Run every compiled loop once, before a group waits for this worker's heartbeat.
 
-    What is compiled, or imported by torch, on first use takes seconds on a slow machine.
+    What is compiled on first use takes seconds on a slow machine.
     """
     from streamdet.features.rows import LaneFeatures
     from streamdet.models.presets import compile_scorers
-    from streamdet.models.scorers.reconstruction import warm_up
     from streamdet.threshold.limits import Limits
 
     schema = Schema(None, "e", ("x",), ("c",))
@@ -233,7 +232,6 @@ def compile_kernels() -> None:
     limits = Limits(Settings().limit)
     limits.judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
     limits.rescale(np.ones(2), np.ones(2))
-    warm_up(featured.rows.values.shape[1])
     compile_scorers()
 
 

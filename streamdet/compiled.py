@@ -10,5 +10,8 @@ Result = TypeVar("Result")
 
 
 def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile on first use and keep the machine code beside the source; the type stays the function's own."""
-    return cast("Callable[Parameters, Result]", njit(cache=True)(function))
+    """Compile on first use and keep the machine code beside the source; the type stays the function's own.
+
+    Other threads run meanwhile: a fine-tune gets on while a batch is judged, and judging while a forest grows.
+    """
+    return cast("Callable[Parameters, Result]", njit(cache=True, nogil=True)(function))

@@ -23,7 +23,7 @@ from streamdet.checkpoint.store import LocalStore, Store, open_store
 from streamdet.clock import Clock, SystemClock
 from streamdet.config import Security, Settings
 from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
-from streamdet.threshold.limits import SLOT_BYTES
+from streamdet.threshold.slots import SLOT_BYTES
 
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
 ANSWER_S: Final = 5.0

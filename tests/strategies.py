@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from streamdet.events import Events, LaneId, Records, Rows, Schema
 from streamdet.learn.trainer import Snapshot, train
+from streamdet.models.autoencoder import Autoencoder
 from streamdet.models.calibration import Calibration
 from streamdet.models.presets import PRESETS
 from streamdet.models.scaling import Scaler
 from streamdet.models.scorers.deviation import Deviation
-from streamdet.models.scorers.reconstruction import Autoencoder, Reconstruction
+from streamdet.models.scorers.reconstruction import Reconstruction
 from streamdet.models.version import Member, ModelVersion
 
 # As in the program: more threads would fight for the cores and change the rounding.

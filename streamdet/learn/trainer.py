@@ -62,7 +62,7 @@ def train(
     training = Training(
         values,
         scaler.to(device).transform(values),
-        torch.from_numpy(~rows.imputed).to(device),
+        torch.from_numpy((~rows.imputed).astype(np.float32)).to(device),
         torch.Generator().manual_seed((seed * 1_000_003 + snapshot.at) % 2**63),
     )
     flat = Calibration.fit(np.ones(1), pareto=True)

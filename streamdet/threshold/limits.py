@@ -3,12 +3,12 @@
 Two rules, both on a histogram of raw scores with exponential forgetting (`histogram.py`), whose quantile is read anew
 every 64 scores of a slot: so limits depend on counts alone and never on how scores were batched.
 
-`controlled`: the quantile times a factor that goes up with every flag and down a little with every score, until the
-asked share is flagged; all scores are fed. Where a valley parts the scores and those beyond it arrive independently of
-each other, they are taken to be anomalies: they neither move the factor nor the quantile. Where they come in runs they
-are a regime as likely as an incident: they do move both, and a small budget flags the first ones of each run. Of an
-excursion above the limit the first scores are flagged, and what is worse than all before: a thousand flags would say
-no more to anybody, and leave a factor behind that hides the next incident.
+`controlled`: the quantile times a factor that goes up with every flag and down a little with every other score, until
+the asked share is flagged; all scores are fed. Where a valley parts the scores and those beyond it arrive
+independently of each other, they are taken to be anomalies: they neither move the factor nor the quantile. Where they
+come in runs they are a regime as likely as an incident: they do move both, and a small budget flags the first ones of
+each run. Of an excursion above the limit the first scores are flagged, and what is worse than all before: a thousand
+flags would say no more to anybody, and leave a factor behind that hides the next incident.
 
 `rolling`: the quantile as it is. All unflagged scores are fed and, of the flagged ones, what a token bucket lets in.
 
@@ -35,7 +35,8 @@ from streamdet.threshold.histogram import (
     upper_edge,
     upper_edge_of_last,
 )
-from streamdet.threshold.valley import APART, COARSE, COARSE_BINS, arrives_independently, find_valley
+from streamdet.threshold.slots import BUDGET_MAX, CLUSTERED, ISOLATED, NOTHING, Slots, clear, remember
+from streamdet.threshold.valley import APART, COARSE, arrives_independently, find_valley
 
 LANE_SLOT: Final = 0
 REFRESH: Final = 64
@@ -45,7 +46,6 @@ SEEN_MIN: Final = 256
 ADMISSION: Final = 0.90
 # Forgetting lets the mass reach the window only in the limit of many events: this close counts as full.
 RESOLVED_SHARE: Final = 0.95
-WEIGHT_MAX: Final = 1e12
 
 # What serves as reference for calibration: all that is below the limit, and of what is above what these tokens let in.
 TOKENS_MAX: Final = 10.0
@@ -56,8 +56,8 @@ FLAGGED_MAX: Final = 1.5
 
 # The controlled rule: how far a flag moves the factor, in logarithms, and its bounds.
 STEP: Final = 0.05
-FACTOR_LOG_MIN: Final = -0.7
-FACTOR_LOG_MAX: Final = 1.5
+FACTOR_MIN: Final = 0.5
+FACTOR_MAX: Final = 4.5
 # Nor may the factor bring the limit down into a bin with such a share of all scores. A machine that stands still has
 # one score over and over: without this, the asked share of them would be flagged, no different from the others.
 FLOOR_SHARE: Final = 0.25
@@ -66,7 +66,6 @@ EVIDENCE_MIN: Final = 4
 EVIDENCE_MAX: Final = 16
 EVIDENCE_LOSS: Final = 4
 # Of a run beyond the valley the first rows are flagged while the budget lasts.
-BUDGET_MAX: Final = 3.0
 BUDGET_PER_RATE: Final = 0.5
 RUN_MAX: Final = 3
 # An excursion is over after so many scores below the limit; it is flagged again where it gets so much worse.
@@ -78,11 +77,6 @@ SCORE_MAX: Final = 1e30
 CONTROLLED: Final = 0
 ROLLING: Final = 1
 _RULES: Final = {"controlled": CONTROLLED, "rolling": ROLLING}
-
-# What lies beyond the bulk of a slot: nothing; anomalies one by one; something that comes in runs.
-NOTHING: Final = 0
-ISOLATED: Final = 1
-CLUSTERED: Final = 2
 
 
 class Judged(NamedTuple):
@@ -101,80 +95,26 @@ class Rule(NamedTuple):
     kind: int
     rate: float
     growth: float  # of the weight, from one score to the next
+    rise: float  # by what a factor is multiplied for a flag
+    fall: float  # and for any other score
     pause: int  # scores below the limit that end an excursion
     contaminated: bool
-
-
-class Slots(NamedTuple):
-    """All that is kept, a row per slot."""
-
-    histogram: NDArray[np.float32]  # (S, BINS) weights; by far the largest of what a worker keeps
-    next_pairs: NDArray[np.float32]  # (S, COARSE_BINS) of the smaller one of a score and the one before
-    near_pairs: NDArray[
-        np.float32
-    ]  # (S, COARSE_BINS) of the smaller one of a score and the largest of those before
-    recent: Floats  # (S, APART) the scores before, as a ring
-    weight: Floats  # (S,) of the next score
-    seen: Ints  # (S,) scores fed
-    tokens: Floats  # (S,)
-    limit: Floats  # (S,) for the next score; NaN until the first refresh
-    admit: Floats  # (S,) raw score up to which a row may be learnt
-    high: Floats  # (S,) quantile of all scores
-    low: Floats  # (S,) quantile of those below the valley
-    floor: Floats  # (S,) where the factor may not bring the limit below
-    cut: Floats  # (S,) where the valley ends; infinite where there is none
-    beyond: NDArray[np.int8]  # (S,) NOTHING, ISOLATED or CLUSTERED
-    evidence: NDArray[np.int8]  # (S,)
-    factor: Floats  # (S,) logarithm, while beyond the bulk there is nothing, or runs
-    factor_apart: (
-        Floats  # (S,) the same while anomalies are exempt: one for both would wind up where they begin
-    )
-    budget: Floats  # (S,)
-    run: Ints  # (S,) scores above `low` in a row
-    worst: Floats  # (S,) largest score of the excursion under way
-    flags: Ints  # (S,) in the excursion under way
-    calm: Ints  # (S,) scores since the last one that was over what the limit is without an excursion
-
-    @classmethod
-    def empty(cls, slots: int) -> "Slots":
-        """Slots that have seen nothing."""
-        return cls(
-            histogram=np.zeros((slots, BINS), np.float32),
-            next_pairs=np.zeros((slots, COARSE_BINS), np.float32),
-            near_pairs=np.zeros((slots, COARSE_BINS), np.float32),
-            recent=np.zeros((slots, APART)),
-            weight=np.ones(slots),
-            seen=np.zeros(slots, np.int64),
-            tokens=np.zeros(slots),
-            limit=np.full(slots, np.nan),
-            admit=np.full(slots, np.nan),
-            high=np.full(slots, np.nan),
-            low=np.full(slots, np.nan),
-            floor=np.zeros(slots),
-            cut=np.full(slots, np.inf),
-            beyond=np.zeros(slots, np.int8),
-            evidence=np.zeros(slots, np.int8),
-            factor=np.zeros(slots),
-            factor_apart=np.zeros(slots),
-            budget=np.full(slots, BUDGET_MAX),
-            run=np.zeros(slots, np.int64),
-            worst=np.zeros(slots),
-            flags=np.zeros(slots, np.int64),
-            calm=np.zeros(slots, np.int64),
-        )
-
-
-SLOT_BYTES: Final = sum(array.nbytes for array in Slots.empty(1))
 
 
 class Limits:
     """The limits of one lane: slot 0 for the lane, one slot for each entity that is kept."""
 
     def __init__(self, settings: Limit, slots: int = 1) -> None:
-        growth = math.exp(1.0 / settings.window)
         rate = settings.alert_rate
-        pause = max(1, min(PAUSE_MAX, int(PAUSE_RATE / rate)))
-        self._rule = Rule(_RULES[settings.rule], rate, growth, pause, settings.contaminated)
+        self._rule = Rule(
+            kind=_RULES[settings.rule],
+            rate=rate,
+            growth=math.exp(1.0 / settings.window),
+            rise=math.exp(STEP * (1.0 - rate)),
+            fall=math.exp(-STEP * rate),
+            pause=max(1, min(PAUSE_MAX, int(PAUSE_RATE / rate))),
+            contaminated=settings.contaminated,
+        )
         self._kept = Slots.empty(slots)
 
     def judge(self, raw: Floats, slots: Ints, fresh: Bools, *, alerting: bool) -> Judged:
@@ -216,9 +156,10 @@ class Limits:
         return {name: array[:slots] for name, array in self._kept._asdict().items()}
 
     def restore(self, state: State) -> None:
-        """Take back what `state` gave; what an older version did not keep begins as in an empty slot."""
+        """Take back what `state` gave; what an older version kept otherwise begins as in an empty slot."""
         new = Slots.empty(len(state["weight"]))
-        kept = Slots(**{**new._asdict(), **{name: np.array(values) for name, values in state.items()}})
+        known = {name: np.array(values) for name, values in state.items() if name in new._fields}
+        kept = new._replace(**known)
         unread = np.isnan(kept.high) & ~np.isnan(kept.limit)
         kept.high[unread] = kept.low[unread] = kept.limit[unread]
         self._kept = kept
@@ -240,7 +181,7 @@ def _judge(
         score = raw[i]
         slot = slots[i]
         if fresh[i]:
-            _clear(slot, kept)
+            clear(slot, kept)
         if np.isnan(score):
             out.fed[i] = out.normal[i] = True
             continue
@@ -257,31 +198,30 @@ def _judge(
             out.flagged[i] = over
         else:
             out.mode[i] = Mode.WARMING
-        score = min(score, SCORE_MAX)
+        score, at = min(score, SCORE_MAX), bin_of(score)
         strange = strange and alerting
-        out.fed[i] = _take_in(score, strange, LANE_SLOT, alerting, rule, kept)
+        out.fed[i] = _take_in(score, at, strange, LANE_SLOT, alerting, rule, kept)
         if slot != LANE_SLOT:
-            _take_in(score, strange, slot, alerting, rule, kept)
+            _take_in(score, at, strange, slot, alerting, rule, kept)
 
 
 @compiled
 def _take_in(
-    score: float, strange: bool, slot: int, alerting: bool, rule: Rule, kept: Slots
+    score: float, at: int, strange: bool, slot: int, alerting: bool, rule: Rule, kept: Slots
 ) -> bool:  # pragma: no cover - compiled
-    """Let a score move one slot's limit; whether it may serve as reference."""
+    """Let a score, of this bin, move one slot's limit; whether it may serve as reference."""
     referred = _spend_token(strange, slot, rule, kept)
     if rule.kind == CONTROLLED:
         if alerting and not np.isnan(kept.limit[slot]):
             _control(score, slot, rule, kept)
             if kept.flags[slot] >= RUN_MAX and kept.beyond[slot] != ISOLATED:
-                score = min(score, FLAGGED_MAX * kept.high[slot])
-        _feed_pairs(score, slot, kept)
-        _feed(score, slot, rule, kept)
+                at = min(at, bin_of(FLAGGED_MAX * kept.high[slot]))
+        _feed(at, slot, rule, kept)
         kept.limit[slot] = _controlled_limit(slot, rule, kept)
     elif referred:
         if strange and not np.isnan(kept.limit[slot]):
-            score = min(score, FLAGGED_MAX * kept.limit[slot])
-        _feed(score, slot, rule, kept)
+            at = min(at, bin_of(FLAGGED_MAX * kept.limit[slot]))
+        _feed(at, slot, rule, kept)
         kept.limit[slot] = kept.high[slot]
     return referred
 
@@ -303,9 +243,9 @@ def _usual_limit(slot: int, rule: Rule, kept: Slots) -> float:  # pragma: no cov
         return float(kept.high[slot])
     if kept.beyond[slot] == ISOLATED:
         # Not above the cut: there the exemption begins, and nothing would bring the limit back.
-        limit = min(kept.low[slot] * math.exp(kept.factor_apart[slot]), kept.cut[slot])
+        limit = min(kept.low[slot] * kept.factor_apart[slot], kept.cut[slot])
     else:
-        limit = kept.high[slot] * math.exp(kept.factor[slot])
+        limit = kept.high[slot] * kept.factor[slot]
     return float(max(limit, kept.floor[slot]))
 
 
@@ -329,15 +269,14 @@ def _control(score: float, slot: int, rule: Rule, kept: Slots) -> None:  # pragm
     floor = kept.floor[slot]
     if kept.beyond[slot] == ISOLATED:
         if score <= kept.cut[slot]:
-            at = kept.low[slot] * math.exp(kept.factor_apart[slot])
-            kept.factor_apart[slot] = _moved(
-                kept.factor_apart[slot], score >= kept.limit[slot], at > floor, rule.rate
-            )
+            at = kept.low[slot] * kept.factor_apart[slot]
+            flagged = score >= kept.limit[slot]
+            kept.factor_apart[slot] = _moved(kept.factor_apart[slot], flagged, at > floor, rule)
         return
-    at = kept.high[slot] * math.exp(kept.factor[slot])
+    at = kept.high[slot] * kept.factor[slot]
     over = score >= max(at, floor)
     flagged = over and score >= kept.limit[slot]
-    kept.factor[slot] = _moved(kept.factor[slot], flagged, at > floor, rule.rate)
+    kept.factor[slot] = _moved(kept.factor[slot], flagged, at > floor, rule)
     if over:
         kept.flags[slot] += flagged
         kept.worst[slot] = max(kept.worst[slot], score)
@@ -354,34 +293,17 @@ def _control(score: float, slot: int, rule: Rule, kept: Slots) -> None:  # pragm
 
 
 @compiled
-def _moved(factor: float, up: bool, may_fall: bool, rate: float) -> float:  # pragma: no cover - compiled
+def _moved(factor: float, up: bool, may_fall: bool, rule: Rule) -> float:  # pragma: no cover - compiled
     """A factor after one score. On the floor it doesn't fall on, or it would have to come back all the way."""
     if up:
-        return min(factor + STEP * (1.0 - rate), FACTOR_LOG_MAX)
-    return max(factor - STEP * rate, FACTOR_LOG_MIN) if may_fall else factor
+        return min(factor * rule.rise, FACTOR_MAX)
+    return max(factor * rule.fall, FACTOR_MIN) if may_fall else factor
 
 
 @compiled
-def _feed_pairs(score: float, slot: int, kept: Slots) -> None:  # pragma: no cover - compiled
-    recent = kept.recent[slot]
-    at = kept.seen[slot] % APART
-    largest = recent.max()
-    kept.next_pairs[slot, bin_of(min(score, recent[at - 1])) // COARSE] += kept.weight[slot]
-    kept.near_pairs[slot, bin_of(min(score, largest)) // COARSE] += kept.weight[slot]
-    recent[at] = score
-
-
-@compiled
-def _feed(score: float, slot: int, rule: Rule, kept: Slots) -> None:  # pragma: no cover - compiled
-    histogram = kept.histogram[slot]
-    histogram[bin_of(score)] += kept.weight[slot]
-    kept.weight[slot] *= rule.growth
-    kept.seen[slot] += 1
-    if kept.weight[slot] > WEIGHT_MAX:  # before they lose digits
-        histogram /= kept.weight[slot]
-        kept.next_pairs[slot] /= kept.weight[slot]
-        kept.near_pairs[slot] /= kept.weight[slot]
-        kept.weight[slot] = 1.0
+def _feed(at: int, slot: int, rule: Rule, kept: Slots) -> None:  # pragma: no cover - compiled
+    """Count a score of this bin, and read the quantiles anew if it is time."""
+    remember(at, slot, rule.growth, kept)
     if kept.seen[slot] % REFRESH == 0 and kept.seen[slot] >= SEEN_MIN:
         _refresh(slot, rule, kept)
 
@@ -446,29 +368,3 @@ def _rescale(where: Floats, coarse: Floats, rule: Rule, kept: Slots) -> None:  #
             kept.limit[slot] = _controlled_limit(slot, rule, kept)
         else:
             kept.limit[slot] = kept.high[slot]
-
-
-@compiled
-def _clear(slot: int, kept: Slots) -> None:  # pragma: no cover - compiled
-    kept.histogram[slot] = 0.0
-    kept.next_pairs[slot] = 0.0
-    kept.near_pairs[slot] = 0.0
-    kept.recent[slot] = 0.0
-    kept.weight[slot] = 1.0
-    kept.seen[slot] = 0
-    kept.tokens[slot] = 0.0
-    kept.limit[slot] = np.nan
-    kept.admit[slot] = np.nan
-    kept.high[slot] = np.nan
-    kept.low[slot] = np.nan
-    kept.floor[slot] = 0.0
-    kept.cut[slot] = np.inf
-    kept.beyond[slot] = NOTHING
-    kept.evidence[slot] = 0
-    kept.factor[slot] = 0.0
-    kept.factor_apart[slot] = 0.0
-    kept.budget[slot] = BUDGET_MAX
-    kept.run[slot] = 0
-    kept.worst[slot] = 0.0
-    kept.flags[slot] = 0
-    kept.calm[slot] = 0

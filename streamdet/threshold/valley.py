@@ -32,6 +32,8 @@ COARSE_BINS = BINS // COARSE
 GAP_SCORES_MIN = 4.0
 GAP_BINS = 10
 EMPTY = 0.05
+# Bins at either end that hold less than so much of a score are left out.
+OCCUPIED = 1e-3
 # Within so many scores: commands of a machine repeat at once, long regimes only later.
 APART = 8
 
@@ -44,12 +46,13 @@ def find_valley(histogram: Histogram, weight: float, rate: float) -> int:  # pra
     """
     total = mass(histogram, 0, BINS) / weight
     enough = max(FAR_RATES_MIN * rate * total, FAR_SCORES_MIN)
-    smooth = np.empty(BINS)
+    first, end = _occupied(histogram, OCCUPIED * weight)
+    smooth = np.zeros(BINS)
     best, where = SIGNIFICANCE_MIN, -1
     for width in WIDTHS:
-        bins_together = _smoothe(histogram, weight, width, smooth)
+        bins_together = _smoothe(histogram, weight, width, first, end, smooth)
         hill, above = 0.0, 0.0
-        for j in range(BINS - 1, np.argmax(smooth), -1):
+        for j in range(end - 1, np.argmax(smooth), -1):
             if enough <= above <= FAR_SHARE_MAX * total and smooth[j] <= DEPTH_MAX * hill:
                 chance = math.sqrt((hill + smooth[j]) * bins_together + 1.0)
                 significance = (hill - smooth[j]) * bins_together / chance
@@ -76,16 +79,30 @@ def _find_gap(histogram: Histogram, weight: float, total: float) -> int:  # prag
 
 
 @compiled
+def _occupied(histogram: Histogram, least: float) -> tuple[int, int]:  # pragma: no cover - compiled
+    """The first bin that holds at least so much, and the one after the last that does."""
+    first, end = 0, BINS
+    while first < BINS and histogram[first] < least:
+        first += 1
+    while end > first and histogram[end - 1] < least:
+        end -= 1
+    return first, end
+
+
+@compiled
 def _smoothe(
-    histogram: Histogram, weight: float, width: int, smooth: Floats
+    histogram: Histogram, weight: float, width: int, first: int, end: int, smooth: Floats
 ) -> float:  # pragma: no cover - compiled
-    """Smooth counts of scores by a triangular kernel; how many bins it takes together, in effect."""
+    """Smooth counts of scores by a triangular kernel, from bin `first` to before `end`.
+
+    Returns how many bins it takes together, in effect.
+    """
     half = (width + 1) // 2
     kernel = half - np.abs(np.arange(1 - half, half))
     norm = kernel.sum()
-    for j in range(BINS):
+    for j in range(first, end):
         value = 0.0
-        for k in range(max(1 - half, -j), min(half, BINS - j)):
+        for k in range(max(1 - half, first - j), min(half, end - j)):
             value += kernel[k + half - 1] * histogram[j + k]
         smooth[j] = value / norm / weight
     return float(norm * norm / (kernel * kernel).sum())

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from unittest import mock
 
 TESTS = Path(__file__).resolve().parents[1]
 READY_MAX_S = 60.0
@@ -140,11 +139,8 @@ def _prepare() -> None:
     import streamdet.sink.kafka
     import streamdet.source.kafka  # noqa: F401
     from streamdet import app
-    from streamdet.models.scorers import reconstruction
 
-    # The first step of training starts torch's own thread: that is left to each child, where it takes 30 ms.
-    with mock.patch.object(reconstruction, "warm_up"):
-        app.compile_kernels()
+    app.compile_kernels()
     gc.freeze()  # else each child touches, and copies, all objects when it ends: a second
 
 

@@ -1,10 +1,11 @@
-"""The network: seeded, small, and the padded form used for scoring says what the trained one does."""
+"""The network: seeded, small, with autograd's gradient, and padded for scoring it says what the trained one does."""
 
 import pytest
 import torch
 
+from streamdet.models.autoencoder import Adam, Autoencoder, _backpropagate, _Layer
 from streamdet.models.scorers import ALIGNMENT, padded_width
-from streamdet.models.scorers.reconstruction import Autoencoder, Reconstruction
+from streamdet.models.scorers.reconstruction import Reconstruction
 
 CPU = torch.device("cpu")
 
@@ -50,3 +51,24 @@ def test_there_is_always_a_bottleneck_that_is_narrower_than_wide_rows(columns: i
 def test_widths_are_padded_to_the_alignment(columns: int, width: int) -> None:
     assert padded_width(columns) == width
     assert width % ALIGNMENT == 0
+
+
+@pytest.mark.parametrize("columns", [1, 5, 41])
+def test_the_gradient_is_the_one_that_autograd_finds(columns: int) -> None:
+    ours, theirs = network(columns), network(columns)
+    generator = torch.Generator().manual_seed(2)
+    target = 2.0 * torch.randn(64, columns, generator=generator)
+    noisy = target + 0.1 * torch.randn(target.shape, generator=generator)
+    mask = (torch.rand(target.shape, generator=generator) < 0.8).float()
+
+    loss = torch.nn.functional.smooth_l1_loss(theirs(noisy) * mask, target * mask)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    Adam(list(ours.parameters()), 0.1)  # lays the gradients out
+    with torch.no_grad():
+        _backpropagate([_Layer.of(layer) for layer in ours.layers()], noisy, target, mask)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None
+        assert other.grad is not None
+        assert other.grad.abs().sum() > 0
+        assert torch.allclose(mine.grad, other.grad, rtol=1e-4, atol=1e-7)

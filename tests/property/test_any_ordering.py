@@ -58,7 +58,7 @@ from streamdet.keeping import Keeper
 from streamdet.lane import Lane
 from streamdet.lanes import Lanes
 from streamdet.learn.learner import Learner
-from streamdet.models.scorers import reconstruction
+from streamdet.models import autoencoder
 from streamdet.parts import Part
 from streamdet.sink.kafka_records import Outgoing, of_alert, of_reject
 from streamdet.worker import Worker, run
@@ -835,8 +835,8 @@ class OneLaneFromTheStart(Machine):
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruction, "STEPS_FIRST", 8)
-    monkeypatch.setattr(reconstruction, "STEPS_FINE_TUNE", 4)
+    monkeypatch.setattr(autoencoder, "STEPS_FIRST", 8)
+    monkeypatch.setattr(autoencoder, "STEPS_FINE_TUNE", 4)
 
 
 # Without the phase that explains a failure, which traces every line and takes minutes.

@@ -108,36 +108,50 @@ def _grow(
 ) -> None:  # pragma: no cover - compiled
     """Cut the rows (n, F) level by level. A node that is not cut passes all to the left."""
     nodes = len(cut)
-    place = np.zeros(len(values), np.int64)
+    order = np.arange(len(values))  # the rows of a node stand together
+    begin, end = np.zeros(2 * nodes + 1, np.int64), np.zeros(2 * nodes + 1, np.int64)
+    end[0] = len(values)
     ended = np.full(2 * nodes + 1, -1.0)  # path length of what was decided above
     for node in range(nodes):
-        depth = int(np.log2(node + 1))
-        inside = np.flatnonzero(place == node)
-        if node > 0 and ended[(node - 1) // 2] >= 0.0:
+        inside = order[begin[node] : end[node]]
+        if node > 0:
             ended[node] = ended[(node - 1) // 2]
-            place[inside] = 2 * node + 1
-            continue
         chosen = -1
-        for k in range(tries.shape[1]):
-            low, high = np.float32(np.inf), np.float32(-np.inf)
-            for i in inside:
-                low, high = min(low, values[i, tries[node, k]]), max(high, values[i, tries[node, k]])
-            if high > low:
-                chosen = tries[node, k]
-                break
-        if len(inside) <= 1 or chosen < 0:
-            ended[node] = depth + _expected(len(inside))
-            place[inside] = 2 * node + 1
-            continue
-        column[node] = chosen
-        cut[node] = low + np.float32(draws[node]) * (high - low)
-        for i in inside:
-            place[i] = 2 * node + 1 + (values[i, chosen] >= cut[node])
+        if ended[node] < 0.0 and len(inside) > 1:
+            for k in range(tries.shape[1]):
+                low, high = np.float32(np.inf), np.float32(-np.inf)
+                for i in inside:
+                    low, high = min(low, values[i, tries[node, k]]), max(high, values[i, tries[node, k]])
+                if high > low:
+                    chosen = tries[node, k]
+                    break
+        left = len(inside)
+        if chosen >= 0:
+            column[node] = chosen
+            cut[node] = low + np.float32(draws[node]) * (high - low)
+            left = _part(values[:, chosen], cut[node], inside)
+        elif ended[node] < 0.0:
+            ended[node] = int(np.log2(node + 1)) + _expected(len(inside))
+        begin[2 * node + 1], end[2 * node + 1] = begin[node], begin[node] + left
+        begin[2 * node + 2], end[2 * node + 2] = begin[node] + left, end[node]
     depth = int(np.log2(nodes + 1))
     for leaf in range(nodes + 1):
         node = nodes + leaf
         above = ended[(node - 1) // 2]
-        length[leaf] = above if above >= 0.0 else depth + _expected(np.sum(place == node))
+        length[leaf] = above if above >= 0.0 else depth + _expected(end[node] - begin[node])
+
+
+@compiled
+def _part(
+    values: NDArray[np.float32], cut: float, rows: NDArray[np.int64]
+) -> int:  # pragma: no cover - compiled
+    """Move the rows whose value is below the cut to the front; how many they are."""
+    below = 0
+    for k in range(len(rows)):
+        if values[rows[k]] < cut:
+            rows[below], rows[k] = rows[k], rows[below]
+            below += 1
+    return below
 
 
 @compiled

@@ -116,15 +116,9 @@ def _grow(
         inside = order[begin[node] : end[node]]
         if node > 0:
             ended[node] = ended[(node - 1) // 2]
-        chosen = -1
+        chosen, low, high = -1, np.float32(0.0), np.float32(0.0)
         if ended[node] < 0.0 and len(inside) > 1:
-            for k in range(tries.shape[1]):
-                low, high = np.float32(np.inf), np.float32(-np.inf)
-                for i in inside:
-                    low, high = min(low, values[i, tries[node, k]]), max(high, values[i, tries[node, k]])
-                if high > low:
-                    chosen = tries[node, k]
-                    break
+            chosen, low, high = _first_that_differs(values, inside, tries[node])
         left = len(inside)
         if chosen >= 0:
             column[node] = chosen
@@ -139,6 +133,20 @@ def _grow(
         node = nodes + leaf
         above = ended[(node - 1) // 2]
         length[leaf] = above if above >= 0.0 else depth + _expected(end[node] - begin[node])
+
+
+@compiled
+def _first_that_differs(
+    values: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> tuple[int, np.float32, np.float32]:  # pragma: no cover - compiled
+    """The first of the columns in which these rows are not all alike, its least and its largest value; -1: none."""
+    for column in columns:
+        low, high = np.float32(np.inf), np.float32(-np.inf)
+        for i in rows:
+            low, high = min(low, values[i, column]), max(high, values[i, column])
+        if high > low:
+            return int(column), low, high
+    return -1, np.float32(0.0), np.float32(0.0)
 
 
 @compiled

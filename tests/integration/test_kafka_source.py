@@ -65,7 +65,13 @@ def read(source: KafkaSource, n: int, max_events: int = 100) -> list[Records]:
         parts.extend(source.poll(max_events).parts)
         return sum(map(len, parts)) >= n
 
-    until(enough, f"{n} records")
+    try:
+        until(enough, f"{n} records")
+    except AssertionError as error:
+        came = [(part.lane, part.offsets.tolist()) for part in parts]
+        raise AssertionError(
+            f"{error}; lanes: {sorted(source.lanes)}; lag: {source.lag()}; came: {came}"
+        ) from None
     return parts
 
 

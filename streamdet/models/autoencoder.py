@@ -3,7 +3,7 @@
 Trained to restore rows from noisy ones, it learns how columns move together. Widths follow the number of columns.
 
 The gradient is written out rather than recorded by autograd: for a network this small nearly all of a step is the cost
-of calling torch, of which this takes a third, and each call less is one less at which a fine-tune and the loop wait
+of calling torch, of which this takes much less, and each call less is one less at which a fine-tune and the loop wait
 for each other. A test compares it with autograd's.
 """
 

@@ -88,12 +88,15 @@ def topic(make_topic: MakeTopic) -> str:
 def create_topic(
     admin: Any, name: str, partitions: int = 1, config: dict[str, str] | None = None, replication: int = 1
 ) -> None:
-    """Create a topic and return when brokers know of it."""
+    """Create a topic and return when brokers know of it.
+
+    It keeps its records for good. Those of the tests have times of long ago, and every five minutes a broker would delete
+    what it was just sent, before anybody has read it.
+    """
     from kafka.admin import NewTopic
 
-    topic = NewTopic(
-        name, num_partitions=partitions, replication_factor=replication, topic_configs=config or {}
-    )
+    kept = {"retention.ms": "-1", **(config or {})}
+    topic = NewTopic(name, num_partitions=partitions, replication_factor=replication, topic_configs=kept)
     admin.create_topics([topic], wait_for_metadata=True)
 
 

@@ -21,7 +21,7 @@ from streamdet.codec.columns import Codec
 from streamdet.codec.decoder import Decoder
 from streamdet.codec.infer import SAMPLE, infer_schema
 from streamdet.codec.json import JsonCodec, parse_object
-from streamdet.config import Input, Settings
+from streamdet.config import WARMUP, Input, Settings
 from streamdet.delivery import Delivery
 from streamdet.delivery.at_least_once import AtLeastOnce
 from streamdet.errors import ConfigError
@@ -72,7 +72,9 @@ def build(
 
     Raises:
         DeviceError: the device is not there and may not be replaced.
+        ConfigError: the stream is none of the kind that the settings say.
     """
+    settings.metric(schema)
     device, warning = choose_device(settings.model)
     if warning is not None:
         log.warning(warning)
@@ -175,7 +177,7 @@ def take_over(store: LocalStore, shelf: Shelf, settings: Settings, topic_id: Cal
     Raises:
         CheckpointError: there are checkpoints of that version, and none of them is sound.
     """
-    old = upgraded(store.root, settings.learning.warmup)
+    old = upgraded(store.root, settings.learning.warmup or WARMUP)
     if old is None or old.group_id != settings.input.group_id:
         return
     foreign = foreign_schema(settings, old.schema)

@@ -23,9 +23,13 @@ from pydantic import (
 )
 
 from streamdet.errors import ConfigError
+from streamdet.events import Schema
 
 # The rate is counted on the events above a limit: fewer than this many in a window make it a guess.
 EXCEEDANCES_MIN = 10
+# Events that make a model to alert by; a metric is judged by its own history, which tells sooner.
+WARMUP = 400
+WARMUP_METRIC = 200
 
 
 class Section(BaseModel):
@@ -194,12 +198,12 @@ class Model(Section):
 
     kind: Literal["autoencoder"] = Field(
         "autoencoder",
-        description="Denoising autoencoder, beside it what the preset adds; calibrated and averaged.",
+        description="Denoising autoencoder, beside it what the preset adds; calibrated and combined.",
     )
-    preset: Literal["auto", "sensors", "records"] = Field(
+    preset: Literal["auto", "metric", "sensors", "records"] = Field(
         "auto",
-        description="What the data are. sensors: numbers that hang together in time; records: rows in any order, with "
-        "or without categories; auto finds out during the warm-up, and says it in the log.",
+        description="What the data are. metric: one number; sensors: numbers that hang together in time; records: rows "
+        "in any order, with or without categories; auto finds out during the warm-up, and says it in the log.",
     )
     device: str = Field(
         "auto",
@@ -261,7 +265,13 @@ class Learning(Section):
     """How the model follows the stream."""
 
     enabled: bool = Field(True, description="False: the model of the end of warm-up stays for good.")
-    warmup: int = Field(1000, ge=256, le=10_000_000, description="Events learnt from before the first alert.")
+    warmup: int | None = Field(
+        None,
+        ge=64,
+        le=10_000_000,
+        description=f"Events learnt from before the first alert; default: {WARMUP_METRIC} of a metric, {WARMUP} of "
+        "anything else.",
+    )
     every: int = Field(50_000, ge=256, description="Events between fine-tunes.")
     lag: int = Field(
         10_000,
@@ -281,6 +291,12 @@ class Learning(Section):
         if self.lag >= self.every:
             raise ValueError(f"lag ({self.lag}) must be smaller than every ({self.every})")
         return self
+
+    def warmup_of(self, schema: Schema) -> int:
+        """Events learnt from before the first alert of a stream of this kind."""
+        if self.warmup is not None:
+            return self.warmup
+        return WARMUP_METRIC if schema.metric else WARMUP
 
 
 class Topic(Section):
@@ -359,6 +375,19 @@ class Settings(Section):
     commit: Commit = Field(Commit(), description="Commits.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")
     serve: Serve = Field(Serve(), description="Metrics.")
+
+    def metric(self, schema: Schema) -> bool:
+        """Whether a stream of this kind is judged as a metric.
+
+        Raises:
+            ConfigError: it is to be, and has more than one number.
+        """
+        if self.model.preset == "metric" and not schema.metric:
+            raise ConfigError(
+                "model.preset metric is for one number and nothing else, and the features are "
+                f"{', '.join(schema.columns)}: name one of them in input.features, or set model.preset to auto"
+            )
+        return schema.metric and self.model.preset in ("auto", "metric")
 
     @model_validator(mode="after")
     def _no_loop(self) -> Self:

@@ -8,7 +8,7 @@ the order of the arrays. Nothing here does anything: no I/O, no clock.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,6 +19,10 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 # What a part of the program keeps, for a checkpoint: arrays, and values that JSON can hold, by name, nested.
 State = Mapping[str, Any]
+
+
+# Beside a metric stand the residual of its forecast and three surprises, see `features/expectation.py`.
+EXPECTATION_COLUMNS: Final = 4
 
 
 class LaneId(NamedTuple):
@@ -59,9 +63,14 @@ class Schema:
         return self.numeric + self.categorical
 
     @property
+    def metric(self) -> bool:
+        """Whether there is one number and nothing else."""
+        return len(self.numeric) == 1 and not self.categorical
+
+    @property
     def width(self) -> int:
-        """How many columns a row has: the features, then two recent means of each numeric one."""
-        return len(self.columns) + 2 * len(self.numeric)
+        """How many columns a row has: the features, two recent means of each number, of a metric its expectation."""
+        return len(self.columns) + 2 * len(self.numeric) + (EXPECTATION_COLUMNS if self.metric else 0)
 
     def as_state(self) -> State:
         """What `from_state` takes back."""
@@ -139,7 +148,7 @@ class Events:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Feature vectors of n events, W = `Schema.width` columns: numbers, rarities, recent means of the numbers."""
+    """Feature vectors of n events, W = `Schema.width` columns: numbers, rarities, recent means, expectation."""
 
     values: NDArray[np.float32]  # (n, W), no NaN
     imputed: Bools  # (n, W), True where the value was missing and filled in

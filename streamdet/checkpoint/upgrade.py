@@ -2,7 +2,8 @@
 
 They are read so that the lanes go on where they were. Version 0.1 did not keep the rows that carry limits over
 to a version, nor which version was adopted where: lanes have the version in force, and an empty timeline. Nor did it
-keep recent means beside each number, but for one: that one, and the numbers themselves, stand in for them.
+keep recent means beside each number, but for one: that one, and the numbers themselves, stand in for them. A metric
+begins its history anew, and no rows were in quarantine.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import numpy as np
 from streamdet.checkpoint.compact import Array
 from streamdet.checkpoint.format import RefusedError, read_safetensors
 from streamdet.errors import CheckpointError
-from streamdet.events import LaneId, State
+from streamdet.events import LaneId, Schema, State
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,16 @@ def upgraded(folder: Path, warmup: int) -> Upgraded | None:
 def _upgraded(path: Path, warmup: int) -> Upgraded:
     saved = _read(path)
     try:
-        release = None if saved["model"] is None else _release(saved["model"], saved["schema"], warmup)
+        schema = Schema.from_state(saved["schema"])
+        release = None if saved["model"] is None else _release(saved["model"], schema, warmup)
         lanes = {_lane_id(name): _lane(lane, release) for name, lane in saved["lanes"].items()}
         positions = {name: lane["next_offset"] for name, lane in saved["lanes"].items()}
-        numeric = len(saved["schema"]["numeric"])
-        learner = {**_wider(saved["learner"], numeric), "positions": positions, **_with(release)}
+        learner = {
+            **_wider(saved["learner"], schema),
+            "positions": positions,
+            "quarantine": {**_no_rows(schema), "normal": np.zeros(0, np.bool_), "fed": np.zeros(0, np.bool_)},
+            **_with(release),
+        }
         return Upgraded(path.name, saved["group_id"], saved["schema"], learner, lanes)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RefusedError("foreign", f"{path} is no checkpoint of a worker: {error!r}") from error
@@ -83,20 +89,25 @@ def _lane(lane: State, release: State | None) -> State:
     return {**lane, "features": features, "limits": limits, "timeline": [], **_with(release)}
 
 
-def _wider(node: Any, numeric: int) -> Any:  # noqa: ANN401 - a tree
+def _wider(node: Any, schema: Schema) -> Any:  # noqa: ANN401 - a tree
     """The tree with all rows in it as wide as they are now."""
     if not isinstance(node, dict):
         return node
-    wider = {key: _wider(value, numeric) for key, value in node.items()}
+    wider = {key: _wider(value, schema) for key, value in node.items()}
     for name in {"values", "imputed"} & node.keys():
-        numbers = node[name][:, :numeric]
-        wider[name] = np.concatenate([node[name], numbers, numbers], axis=1)
+        numbers = node[name][:, : len(schema.numeric)]
+        rows = np.concatenate([node[name], numbers, numbers], axis=1)
+        wider[name] = np.pad(rows, ((0, 0), (0, schema.width - rows.shape[1])))
     return wider
 
 
-def _release(model: State, schema: State, warmup: int) -> State:
-    columns = 3 * len(schema["numeric"]) + len(schema["categorical"])
-    rows = {"values": np.zeros((0, columns), np.float32), "imputed": np.zeros((0, columns), np.bool_)}
+def _no_rows(schema: Schema) -> State:
+    shape = 0, schema.width
+    return {"values": np.zeros(shape, np.float32), "imputed": np.zeros(shape, np.bool_)}
+
+
+def _release(model: State, schema: Schema, warmup: int) -> State:
+    rows = _no_rows(schema)
     tensors = {_tensor_name(name): tensor for name, tensor in model["tensors"].items()}
     warm = model["trained_at"] >= warmup
     return {**model, "preset": "plain", "tensors": tensors, "warm": warm, "rows": rows}

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamdet.compiled import compiled
-from streamdet.events import Bools, Events, Floats, Ints, Rows, Schema, State
+from streamdet.events import EXPECTATION_COLUMNS, Bools, Events, Floats, Ints, Rows, Schema, State
 from streamdet.features.categories import Rarity
 from streamdet.features.entities import FIRST_SLOT, EntityTable
+from streamdet.features.expectation import Expectation
 
 # Beside each number stand recent means of it, with half of the weight on so many events of the entity. A missing value
 # is taken to be the slower one.
@@ -33,7 +34,7 @@ class Featured:
 
 
 class LaneFeatures:
-    """What is remembered of one lane to make rows: recent means per entity, counts of categories."""
+    """What is remembered of one lane to make rows: of each entity recent means, or a metric's history; categories."""
 
     def __init__(self, schema: Schema, max_entities: int) -> None:
         self._schema = schema
@@ -41,6 +42,7 @@ class LaneFeatures:
         self._fast = np.full((1, len(schema.numeric)), np.nan)
         self._means = np.full((1, len(schema.numeric)), np.nan)
         self._categories = [Rarity() for _ in schema.categorical]
+        self._expectation = Expectation(entities=schema.entity is not None) if schema.metric else None
 
     @property
     def entities(self) -> EntityTable:
@@ -56,6 +58,11 @@ class LaneFeatures:
         imputed = np.zeros(values.shape, np.bool_)
         clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
         _fill(clipped, slots, fresh, self._fast, self._means, len(self._schema.columns), values, imputed)
+        if self._expectation is not None:
+            values[:, -EXPECTATION_COLUMNS:] = self._expectation.surprise(
+                clipped[:, 0], events.times_ms, slots, fresh
+            )
+            imputed[:, -EXPECTATION_COLUMNS:] = imputed[:, :1]
         usual = np.empty((n, len(self._categories)), np.int64)
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
@@ -72,12 +79,15 @@ class LaneFeatures:
 
     def state(self) -> State:
         """All that is remembered; the means are a view that changes with the next `transform`."""
-        return {
+        state = {
             "entities": self._entities.state(),
             "means": self._means[: self.slots],
             "fast_means": self._fast[: self.slots],
             "categories": {str(i): rarity.state() for i, rarity in enumerate(self._categories)},
         }
+        if self._expectation is not None:
+            state["expectation"] = self._expectation.state(self.slots)
+        return state
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
@@ -86,6 +96,8 @@ class LaneFeatures:
         self._fast = np.array(state["fast_means"])
         for i, rarity in enumerate(self._categories):
             rarity.restore(state["categories"][str(i)])
+        if self._expectation is not None and "expectation" in state:  # version 0.1 had none
+            self._expectation.restore(state["expectation"])
 
     def _make_room(self, slots: int) -> None:
         have, width = self._means.shape

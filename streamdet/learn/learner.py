@@ -23,13 +23,14 @@ from streamdet.config import Settings
 from streamdet.events import Floats, LaneId, Rows, Schema, State, Verdicts
 from streamdet.learn.buffer import NormalRows
 from streamdet.learn.gate import GateResult, examine
+from streamdet.learn.quarantine import Quarantine, Released
 from streamdet.learn.trainer import WARMUP_TRIM, Snapshot, spread_floor, train
 from streamdet.models.release import Release
 from streamdet.models.version import ModelVersion
 
 log = logging.getLogger(__name__)
 
-FIRST_RUN = 256
+FIRST_RUN = 64
 # Runs are further apart the longer a stream is, until `learning.every`: what has been seen for a day changes less in a
 # minute than what has been seen for an hour, and a fast stream is not trained on all the time.
 GROWTH = 8
@@ -40,7 +41,7 @@ NEVER = int(np.iinfo(np.int64).max)
 # So long an adoption waits for its run in one go; then the loop sees to its place in the group.
 WAIT_S = 0.25
 # A snapshot with fewer rows is not worth a model.
-ROWS_MIN = 64
+ROWS_MIN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,11 @@ class Learner:
     def __init__(self, settings: Settings, schema: Schema, device: torch.device, clock: Clock) -> None:
         self._settings = settings
         self._schema = schema
+        self._warmup = settings.learning.warmup_of(schema)
         self._device = device
         self._clock = clock
         self._rows = NormalRows(settings.learning.buffer, schema.width, settings.model.seed)
+        self._quarantine = Quarantine(schema.width)
         # Torch keeps the number of threads per thread: left to itself, this one would take all cores.
         self._executor = ThreadPoolExecutor(
             1, thread_name_prefix="fine-tune", initializer=torch.set_num_threads, initargs=(1,)
@@ -90,7 +93,7 @@ class Learner:
     @property
     def warm(self) -> bool:
         """Whether enough was learnt to alert."""
-        return self.seen >= self._settings.learning.warmup
+        return self.seen >= self._warmup
 
     def room(self) -> int:
         """How many events may be judged before something changes; 0 while an adoption waits for its run."""
@@ -98,7 +101,7 @@ class Learner:
             return 0
         boundaries = [self._next_start]
         if not self.warm:
-            boundaries.append(self._settings.learning.warmup)
+            boundaries.append(self._warmup)
         if self._run is not None:
             boundaries.append(self._run.adopt_at)
         return min(boundaries) - self.seen
@@ -108,7 +111,9 @@ class Learner:
     ) -> None:
         """Take in what was judged up to these offsets, and start a run if its count has come."""
         for rows, verdicts in parts:
-            self._rows.add(rows, verdicts.normal, verdicts.fed, self.seen)
+            waiting = Released(rows, verdicts.normal, verdicts.fed, self.seen)
+            # In the warm-up nobody knows yet what is strange, and every row is needed.
+            self._rows.add(*(self._quarantine.add(*waiting) if self.warm else waiting))
             self.seen += len(rows)
         self.positions |= next_offsets
         if self.seen == self._next_start:
@@ -145,7 +150,7 @@ class Learner:
             "model adopted version=%s preset=%s at=%d %s", outcome.candidate.id, outcome.candidate.preset,
             self.seen, outcome.gate or "warm-up",
         )  # fmt: skip
-        warm = outcome.candidate.trained_at >= self._settings.learning.warmup
+        warm = outcome.candidate.trained_at >= self._warmup
         self.release = Release(outcome.candidate, warm, self._rows.held_out())
         return self.release
 
@@ -167,25 +172,25 @@ class Learner:
 
     def _following(self, start: int) -> int:
         learning = self._settings.learning
-        apart = start if start < learning.warmup else max(start // GROWTH, APART_MIN)
+        apart = start if start < self._warmup else max(start // GROWTH, APART_MIN)
         following = start + min(apart, learning.every)
-        if start < learning.warmup < following:
-            following = learning.warmup  # the first alerts are by a model of the whole warm-up
-        return following if learning.enabled or following <= learning.warmup else NEVER
+        if start < self._warmup < following:
+            following = self._warmup  # the first alerts are by a model of the whole warm-up
+        return following if learning.enabled or following <= self._warmup else NEVER
 
     def _start(self, limit: float) -> None:
         snapshot = Snapshot(
             training=self._rows.training(),
             held_out=self._rows.held_out(),
             spread_floor=self._floor,
-            trim=WARMUP_TRIM if self.seen <= self._settings.learning.warmup else 0.0,
+            trim=WARMUP_TRIM if self.seen <= self._warmup else 0.0,
             at=self.seen,
         )
         if len(snapshot.training) < ROWS_MIN or len(snapshot.held_out) < ROWS_MIN // 4:
             log.warning("fine-tune left out at=%d: too few normal rows", self.seen)
             return
         lag = 0
-        if self.seen > self._settings.learning.warmup:
+        if self.seen > self._warmup:
             lag = min(self._settings.learning.lag, (self._following(self.seen) - self.seen) // 2)
         self._submit(snapshot, self.seen + lag, limit)
 
@@ -197,12 +202,12 @@ class Learner:
     def _train(self, snapshot: Snapshot, model: ModelVersion | None, limit: float) -> Outcome:
         settings = self._settings
         preset: str | None = None if settings.model.preset == "auto" else settings.model.preset
-        if preset is None and model is not None and snapshot.at > settings.learning.warmup:
+        if preset is None and model is not None and snapshot.at > self._warmup:
             preset = (
                 None if model.preset == "plain" else model.preset
             )  # found out during the warm-up, for good
         candidate = train(snapshot, model, self._schema, preset, settings.model.seed, self._device)
-        if model is None or math.isnan(limit) or snapshot.at <= settings.learning.warmup:
+        if model is None or math.isnan(limit) or snapshot.at <= self._warmup:
             return Outcome(candidate, None)
         rate = settings.limit.alert_rate
         result = examine(candidate, model, snapshot.held_out, limit, rate, settings.learning.gate)
@@ -216,6 +221,7 @@ class Learner:
         state: dict[str, Any] = {
             "positions": {str(lane): offset for lane, offset in sorted(self.positions.items())},
             "rows": self._rows.state(),
+            "quarantine": self._quarantine.state(),
             "seen": self.seen,
             "next_start": self._next_start,
             "adopted": self.adopted_total,
@@ -239,6 +245,7 @@ class Learner:
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self._rows.restore(state["rows"])
+        self._quarantine.restore(state["quarantine"])
         self.seen = state["seen"]
         self._next_start = state["next_start"]
         self.adopted_total = state["adopted"]

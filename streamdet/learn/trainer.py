@@ -12,7 +12,7 @@ import torch
 
 from streamdet.events import Floats, Rows, Schema
 from streamdet.models.calibration import Calibration
-from streamdet.models.presets import PRESETS, SCORERS, preset_of
+from streamdet.models.presets import CALIBRATED, PRESETS, SCORERS, preset_of
 from streamdet.models.scaling import Scaler
 from streamdet.models.scorers import Training
 from streamdet.models.version import Member, ModelVersion, row_width
@@ -91,13 +91,14 @@ def _without_most_deviating(rows: Rows, scaler: Scaler, share: float) -> Rows:
 
 def _calibrated(version: ModelVersion, held_out: Rows) -> ModelVersion:
     """Fit the calibrations, that of the combination on what those of the scorers give."""
-    weights = PRESETS[version.preset].weights
-    members, mean = {}, np.zeros(len(held_out), np.float32)
+    preset, members, surprises = PRESETS[version.preset], {}, {}
     for name, scores in version.raw_scores(held_out).items():
-        calibration = Calibration.fit(scores, pareto=True)
+        calibration = Calibration.none() if name in CALIBRATED else Calibration.fit(scores, pareto=True)
         members[name] = Member(version.members[name].scorer, calibration)
-        mean += np.float32(weights[name]) * calibration.surprise(torch.from_numpy(scores).float()).numpy()
-    combined = Calibration.fit(mean.astype(np.float64), pareto=False)
+        surprises[name] = calibration.surprise(torch.from_numpy(scores).float())
+    combined = Calibration.none()
+    if not preset.strongest:
+        combined = Calibration.fit(preset.combine(surprises).numpy().astype(np.float64), pareto=False)
     return ModelVersion(
         version.preset, version.columns, version.numeric, version.scaler, members, combined, version.trained_at,
         version.device,

@@ -49,6 +49,12 @@ class Calibration:
         scale = (seen * estimate + PRIOR_WEIGHT * prior) / (seen + PRIOR_WEIGHT)
         return cls(torch.tensor(knots, dtype=torch.float32), torch.tensor(scale, dtype=torch.float32), pareto)
 
+    @classmethod
+    def none(cls) -> "Calibration":
+        """The map of what is a surprise already, and not negative, to itself."""
+        knots = torch.linspace(0.0, -math.log(TAIL_PROBABILITY), KNOTS)
+        return cls(knots, torch.tensor(1.0), pareto=False)
+
     def surprise(self, scores: Tensor) -> Tensor:
         """Map scores, (n,), to nats, (n,)."""
         step = -math.log(TAIL_PROBABILITY) / (KNOTS - 1)

@@ -1,25 +1,30 @@
 """Which scorers run on which kind of data, and how much each counts.
 
-Found by experiment on recorded streams (`scripts/bench quality`): on sensors, whose values hang together in time, the
-network and the memory see what a mean deviation misses, and recent means beside each value help most of all. On
-records, which come in any order, attacks move along the main directions of normal data, which a reconstruction
-follows; mean deviation and forest see them.
+Found by experiment on recorded streams (`scripts/bench quality`): what a metric (one number) is to be, its own
+history tells best, and a network beside it serves as a second opinion that has to be surer. On sensors, whose values
+hang together in time, the network and the memory see what a mean deviation misses, and recent means beside each value
+help most of all. On records, which come in any order, attacks move along the main directions of normal data, which a
+reconstruction follows; mean deviation and forest see them.
 """
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streamdet.events import Rows
 from streamdet.models.scorers import ALIGNMENT, Block, Scorer, Training
 from streamdet.models.scorers.deviation import Deviation
+from streamdet.models.scorers.expectation import Expectation
 from streamdet.models.scorers.forest import Forest
 from streamdet.models.scorers.nearest import Nearest
 from streamdet.models.scorers.reconstruction import Reconstruction
 
 SCORERS: Final[dict[str, type[Scorer]]] = {
     "deviation": Deviation,
+    "expectation": Expectation,
     "forest": Forest,
     "nearest": Nearest,
     "reconstruction": Reconstruction,
@@ -29,11 +34,29 @@ SCORERS: Final[dict[str, type[Scorer]]] = {
 class Preset(NamedTuple):
     """What is run on a kind of data."""
 
-    weights: dict[str, float]  # by scorer; they sum to 1
+    weights: dict[str, float]  # by scorer; they sum to 1, but where the strongest counts
     recent: bool  # whether rows hold recent means beside each number
+    strongest: bool = (
+        False  # the largest weighted surprise counts, not the mean, and it needs no more calibration
+    )
 
+    def combine(self, surprises: Mapping[str, Tensor]) -> Tensor:
+        """One surprise of those of the scorers, (n,) each."""
+        weighted = {name: self.weights[name] * surprise for name, surprise in surprises.items()}
+        if not self.strongest:
+            return torch.stack(list(weighted.values())).sum(0)
+        first, *others = weighted.values()
+        return torch.stack([first, *(other.clamp_max(SECOND_OPINION_MAX) for other in others)]).amax(0)
+
+
+# Of a metric the network alone makes nothing rarer than one row in a hundred: it does not know the calendar.
+SECOND_OPINION_MAX: Final = 4.6
+
+# What these say is a surprise in nats already.
+CALIBRATED: Final = frozenset({"expectation"})
 
 PRESETS: Final = {
+    "metric": Preset({"expectation": 1.0, "reconstruction": 1 / 2}, recent=True, strongest=True),
     "sensors": Preset({"reconstruction": 1 / 2, "nearest": 1 / 2}, recent=True),
     # What version 0.1 had, for its checkpoints; no user asks for it.
     "plain": Preset({"deviation": 2 / 3, "reconstruction": 1 / 3}, recent=False),
@@ -43,11 +66,13 @@ PRESETS: Final = {
 # A value that is new each time differs from its recent mean by 0.81 of its own variance, whatever its distribution. One
 # column that hangs together in time this closely makes a stream of sensors; those of records that drift or are sorted
 # hang together less closely.
-HANGS_TOGETHER: Final = 0.3
+HANGS_TOGETHER: Final = 0.4
 
 
 def preset_of(rows: Rows, columns: int, numeric: int) -> str:
     """What kind of data rows (n, columns + 2 numeric) are, by their numbers and the recent means of these."""
+    if columns == numeric == 1:
+        return "metric"
     if numeric == 0 or columns > numeric:
         return "records"
     values = rows.values[:, :numeric].astype(np.float64)
@@ -65,4 +90,4 @@ def compile_scorers() -> None:
     few, there = torch.zeros(2, ALIGNMENT), torch.ones(2, ALIGNMENT)
     for scorer in (Nearest, Forest):
         fitted = scorer.fit(Training(few, few, there, torch.Generator()), None)
-        fitted.score(Block(few, few, there, there.sum(1), len(few)))
+        fitted.score(Block(few, few, there, there.sum(1), few[:, :0], len(few)))

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamdet.events import Floats, Rows
+from streamdet.features.expectation import RESIDUAL
 from streamdet.models.calibration import Calibration
-from streamdet.models.presets import PRESETS, SCORERS
+from streamdet.models.presets import CALIBRATED, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
 from streamdet.models.scorers import Block, Scorer, padded_width
 from streamdet.models.scorers.reconstruction import ROWS, Reconstruction
@@ -108,7 +109,7 @@ class ModelVersion:
             scorer = SCORERS[name].from_tensors(
                 {key: tensor for key, tensor in own.items() if not key.startswith("calibration.")}
             )
-            members[name] = Member(scorer, _calibration(calibration, tensors, pareto=True))
+            members[name] = Member(scorer, _calibration(calibration, tensors, pareto=name not in CALIBRATED))
         return cls(
             preset,
             columns,
@@ -163,7 +164,8 @@ class _Scoring:
         self._columns, self._numeric = len(version.columns), version.numeric
         self._used = version.width
         self._padded = padded_width(version.width)
-        self._weights = PRESETS[version.preset].weights
+        self._expects = len(version.columns) + 2 * version.numeric  # where a metric's expectation begins
+        self._preset = PRESETS[version.preset]
         self._scaler = version.scaler.to(version.device)
         self._members = {name: member.to(version.device) for name, member in version.members.items()}
         self._combined = version.combined.to(version.device)
@@ -173,10 +175,11 @@ class _Scoring:
     def surprise(self, rows: Rows) -> Row32:
         """Calibrated and combined, (n,); see `ModelVersion.score`."""
         block = self._block(rows)
-        mean = torch.zeros(len(block.z), device=self._device)
-        for name, member in self._members.items():
-            mean += self._weights[name] * member.calibration.surprise(member.scorer.score(block))
-        scores: Row32 = self._combined.surprise(mean)[: len(rows)].cpu().numpy()
+        surprises = {
+            name: member.calibration.surprise(member.scorer.score(block))
+            for name, member in self._members.items()
+        }
+        scores: Row32 = self._combined.surprise(self._preset.combine(surprises))[: len(rows)].cpu().numpy()
         return scores
 
     @torch.inference_mode()
@@ -206,16 +209,17 @@ class _Scoring:
             if parts is None:  # what it cannot tell, the deviation of the columns stands for
                 parts = block.z.abs() * block.seen
             surprise = member.calibration.surprise(member.scorer.score(block))
-            whole += self._weights[name] * _shared_out(parts, surprise)
+            whole += self._preset.weights[name] * _shared_out(parts, surprise)
         parts = self._folded(whole)
         share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)
         # What the network restores for a row far outside of what it knows is far out itself: the expectation is
         # held within the range of normal rows.
         restored = self._network.restore(block.z)[:, : self._used].clamp(-2.0, 2.0)
-        expected = self._scaler.inverse(restored)[:, : self._columns]
-        return Explanation(
-            expected[:n].cpu().numpy().astype(np.float64), share[:n].cpu().numpy().astype(np.float64)
-        )
+        expected = self._scaler.inverse(restored)[:n, : self._columns].cpu().numpy().astype(np.float64)
+        if "expectation" in self._members:
+            residual = rows.values[:, self._expects + RESIDUAL].astype(np.float64)
+            expected[:, 0] = rows.values[:, 0] - residual
+        return Explanation(expected, share[:n].cpu().numpy().astype(np.float64))
 
     def _folded(self, parts: Tensor) -> Tensor:
         """Parts of the columns, (n, F), with those of recent means added to their number's."""
@@ -235,7 +239,9 @@ class _Scoring:
         seen = functional.pad(seen, wider).to(self._device)
         padding = (0, self._padded - self._used)
         z = functional.pad(self._scaler.transform(raw), padding)
-        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), n)
+        expectation = torch.from_numpy(rows.values[:, self._expects :])
+        expectation = functional.pad(expectation, (0, 0, 0, total - n)).to(self._device)
+        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), expectation, n)
 
 
 def _numbers(name: str, calibration: Calibration) -> dict[str, Tensor]:

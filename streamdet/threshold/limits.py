@@ -70,6 +70,7 @@ BUDGET_PER_RATE: Final = 0.5
 RUN_MAX: Final = 3
 # An excursion is over after so many scores below the limit; it is flagged again where it gets so much worse.
 PAUSE_MAX: Final = APART
+PAUSE_NOMINAL: Final = 100
 PAUSE_RATE: Final = 0.25  # sooner where flags are asked for so often that they would all be one excursion
 WORSE: Final = 1.05
 SCORE_MAX: Final = 1e30
@@ -99,12 +100,18 @@ class Rule(NamedTuple):
     fall: float  # and for any other score
     pause: int  # scores below the limit that end an excursion
     contaminated: bool
+    nominal: float  # the limit where too few scores are remembered to tell; NaN: extrapolate
+    run: int  # of an excursion so many rows are flagged, before only what is worse is
 
 
 class Limits:
     """The limits of one lane: slot 0 for the lane, one slot for each entity that is kept."""
 
-    def __init__(self, settings: Limit, slots: int = 1) -> None:
+    def __init__(self, settings: Limit, slots: int = 1, *, nominal: bool = False) -> None:
+        """`nominal`: scores are surprises in nats that stay what they say, as those of a metric; they need no history.
+
+        Of a metric a single row tells of an excursion, as it spoils the next ones: their forecasts and means.
+        """
         rate = settings.alert_rate
         self._rule = Rule(
             kind=_RULES[settings.rule],
@@ -112,8 +119,10 @@ class Limits:
             growth=math.exp(1.0 / settings.window),
             rise=math.exp(STEP * (1.0 - rate)),
             fall=math.exp(-STEP * rate),
-            pause=max(1, min(PAUSE_MAX, int(PAUSE_RATE / rate))),
+            pause=max(1, min(PAUSE_NOMINAL if nominal else PAUSE_MAX, int(PAUSE_RATE / rate))),
             contaminated=settings.contaminated,
+            nominal=-math.log(rate) if nominal else math.nan,
+            run=1 if nominal else RUN_MAX,
         )
         self._kept = Slots.empty(slots)
 
@@ -188,6 +197,8 @@ def _judge(
         own = slot != LANE_SLOT and kept.seen[slot] >= enough
         decider = slot if own else LANE_SLOT
         limit = kept.limit[decider]
+        if np.isnan(limit):
+            limit = rule.nominal
         over = score >= limit  # False while the limit is NaN
         # What an excursion goes on with is not flagged, and no more normal for that.
         strange = over or score >= _usual_limit(decider, rule, kept)
@@ -214,7 +225,7 @@ def _take_in(
     if rule.kind == CONTROLLED:
         if alerting and not np.isnan(kept.limit[slot]):
             _control(score, slot, rule, kept)
-            if kept.flags[slot] >= RUN_MAX and kept.beyond[slot] != ISOLATED:
+            if kept.flags[slot] >= rule.run and kept.beyond[slot] != ISOLATED:
                 at = min(at, bin_of(FLAGGED_MAX * kept.high[slot]))
         _feed(at, slot, rule, kept)
         kept.limit[slot] = _controlled_limit(slot, rule, kept)
@@ -255,7 +266,7 @@ def _controlled_limit(slot: int, rule: Rule, kept: Slots) -> float:  # pragma: n
     limit = _usual_limit(slot, rule, kept)
     if kept.beyond[slot] == ISOLATED:
         return limit
-    if kept.flags[slot] >= RUN_MAX:
+    if kept.flags[slot] >= rule.run:
         return float(max(limit, WORSE * kept.worst[slot]))
     if kept.beyond[slot] == CLUSTERED and kept.budget[slot] >= 1.0 and kept.run[slot] < RUN_MAX:
         return float(min(limit, kept.low[slot]))
@@ -316,8 +327,11 @@ def _refresh(slot: int, rule: Rule, kept: Slots) -> None:  # pragma: no cover - 
     if rule.kind == CONTROLLED:
         kept.high[slot] = quantile(histogram, BINS, rule.rate * total)
         if rule.rate * total / kept.weight[slot] < EXCEEDANCES_MIN:
-            # The largest of few scores may be anomalous; so may be those of the tail, but they hide less.
-            kept.high[slot] = min(kept.high[slot], extrapolated(histogram, total, rule.rate))
+            if np.isnan(rule.nominal):
+                # The largest of few scores may be anomalous; so may be those of the tail, but they hide less.
+                kept.high[slot] = min(kept.high[slot], extrapolated(histogram, total, rule.rate))
+            else:
+                kept.high[slot] = rule.nominal
         kept.low[slot] = kept.high[slot]
         end = _look_beyond(slot, rule, kept)
         if end < BINS:

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from streamdet.checkpoint.format import digest
 from streamdet.events import Alert, LaneId
+from streamdet.learn.learner import FIRST_RUN
 
 LANE = LaneId("plant", 0)
 N = 1_900
 SPIKES = (600, 900, 1_200, 1_400, 1_750)
 VALUES = [b"{" if i in (100, 1_023, 1_324) else v for i, v in enumerate(readings(N, 5, SPIKES, missing=0.05))]
-# Runs start at 256, 512 and 1,024 events and are adopted 0, 0 and 300 later; one starts in the end and is under way.
+# Runs start at 64, 128, 256, 512 and 1,024 events; the last of these is adopted 256 later. One starts in the end and is
+# under way.
 QUICKER: dict[str, Any] = {"learning": {"warmup": 512, "every": 800, "lag": 300, "buffer": 512}}
 NONE, WRITTEN, LOST, HALF = "none", "written", "lost", "half"
 
@@ -104,7 +106,7 @@ def test_crashes_anywhere_leave_no_trace(
 def test_what_the_learner_has_learnt_takes_no_room_when_it_is_judged_again(tmp_path: Path) -> None:
     """Seven events before its first run, with all of them to judge again: not seven at a time."""
     group, clock = Group(tmp_path), SteppingClock()
-    worker = group.worker(group.source({LANE: VALUES}, per_poll=250), clock=clock, **QUICKER)
+    worker = group.worker(group.source({LANE: VALUES}, per_poll=57), clock=clock, **QUICKER)
     worker.restore()
     turn(worker)
     save(worker, clock)
@@ -115,10 +117,10 @@ def test_what_the_learner_has_learnt_takes_no_room_when_it_is_judged_again(tmp_p
     worker = group.worker(group.source({LANE: VALUES}, per_poll=1_000), clock=clock, **QUICKER)
     worker.restore()
     assert worker.learner is not None
-    assert (worker.lanes[LANE].next_offset, worker.learner.seen) == (0, 249)
+    assert (worker.lanes[LANE].next_offset, worker.learner.seen) == (0, 57)
     turns = [sum(len(part.records) for part in turn(worker)) for _ in range(2)]
-    assert turns == [250, 7]
-    assert worker.learner.seen == 256
+    assert turns == [57, 7]
+    assert worker.learner.seen == FIRST_RUN
     crash(worker)
 
 

@@ -103,6 +103,6 @@ def test_a_folder_without_any_has_nothing_to_upgrade(tmp_path: Path) -> None:
 
 def test_the_golden_file_itself_is_refused_where_this_format_is_expected(folder: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"is of format 1, which this version \(format 4\) does not read"
+        CheckpointError, match=r"is of format 1, which this version \(format 5\) does not read"
     ):
         unpack((folder / "000000000002.checkpoint.safetensors").read_bytes(), "x")

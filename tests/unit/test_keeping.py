@@ -232,6 +232,7 @@ def test_where_the_learner_cannot_be_written_no_lane_gets_ahead_of_it(saving: Sa
 def test_a_store_that_fails_is_counted_said_and_tried_again_at_the_next_interval_while_judging_goes_on(
     saving: Saving, caplog: pytest.LogCaptureFixture
 ) -> None:
+    turn_until(saving.worker, LANE, 260)  # between two adoptions, as a version that cannot be kept counts too
     saving.store.refused = ("group",)
     for failures in (1, 2):
         saving.interval()

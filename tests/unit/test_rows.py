@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import cuts, events_of, some_events
 
-from streamdet.events import Events, Schema
+from streamdet.events import EXPECTATION_COLUMNS, Events, Schema
 from streamdet.features.rows import HALF_LIVES, Featured, LaneFeatures
 
 SCHEMA = Schema(None, "device", ("a", "b"), ("site",))
@@ -132,4 +132,5 @@ def test_a_schema_of_one_kind_gives_rows_of_that_kind() -> None:
     names = LaneFeatures(Schema(None, None, (), ("site",)), 1).transform(events_of([""], [()], ["north"]))
     assert names.rows.values.shape == (1, 1)
     numbers = LaneFeatures(Schema(None, None, ("a",), ()), 1).transform(events_of([""], [(1.0,)]))
-    assert numbers.rows.values.tolist() == [[1.0, 1.0, 1.0]]
+    assert numbers.rows.values[0, :-EXPECTATION_COLUMNS].tolist() == [1.0, 1.0, 1.0]
+    assert numbers.rows.values.shape == (1, 3 + EXPECTATION_COLUMNS)

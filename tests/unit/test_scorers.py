@@ -7,23 +7,28 @@ from numpy.typing import NDArray
 from strategies import names_of
 from torch import Tensor
 
-from streamdet.events import Rows, Schema
+from streamdet.events import EXPECTATION_COLUMNS, Events, LaneId, Rows, Schema
+from streamdet.features.rows import LaneFeatures
 from streamdet.learn.trainer import Snapshot, train
-from streamdet.models.presets import HANGS_TOGETHER, PRESETS, SCORERS, preset_of
+from streamdet.models.presets import HANGS_TOGETHER, PRESETS, SCORERS, SECOND_OPINION_MAX, preset_of
 from streamdet.models.scorers import Block, Scorer, Training, padded_width
 from streamdet.models.scorers.forest import DEPTH, TREES, Forest
 from streamdet.models.scorers.nearest import ROWS_MAX, Nearest
 
 CPU = torch.device("cpu")
 WIDTH = 5
+LANE = LaneId("plant", 0)
+METRIC = Schema(None, None, ("load",), ())
+SURPRISING = 6.9  # one row in a thousand
 
 
 def block_of(z: Tensor, seen: Tensor | None = None) -> Block:
-    """Rows of z that are values as well, padded."""
+    """Rows of z that are values as well, padded; the first of them is a metric's surprise too."""
     seen = torch.ones_like(z) if seen is None else seen
     padding = (0, padded_width(z.shape[1]) - z.shape[1])
     padded, there = (torch.nn.functional.pad(some, padding) for some in (z, seen))
-    return Block(padded, padded, there, there.sum(1).clamp_min(1.0), len(z))
+    expectation = z[:, :1].expand(-1, EXPECTATION_COLUMNS)
+    return Block(padded, padded, there, there.sum(1).clamp_min(1.0), expectation, len(z))
 
 
 def rows_of(n: int, seed: int = 0) -> Tensor:
@@ -143,7 +148,7 @@ def test_categories_make_records_and_a_plant_that_stands_still_has_sensors() -> 
     assert preset_of(Rows(np.zeros((9, 2), np.float32), np.zeros((9, 2), np.bool_)), 2, 0) == "records"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "metric"])
 def test_every_preset_scores_and_explains_by_feature(preset: str) -> None:
     rng = np.random.default_rng(1)
     rows = with_recent_means(np.cumsum(rng.normal(size=(900, 3)), axis=0) * 0.1)
@@ -158,3 +163,34 @@ def test_every_preset_scores_and_explains_by_feature(preset: str) -> None:
     assert explanation.share.shape == explanation.expected.shape == (300, 3)
     assert explanation.share.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     assert (explanation.share.argmax(axis=1) == 1).mean() > 0.95
+
+
+def metric_rows(values: NDArray[np.float64]) -> Rows:
+    """Rows of one number that comes every five minutes."""
+    n = len(values)
+    times_ms = 300_000 * np.arange(n, dtype=np.int64)
+    events = Events(LANE, np.arange(n), times_ms, [""] * n, values.reshape(n, 1), (), [b""] * n)
+    return LaneFeatures(METRIC, 1).transform(events).rows
+
+
+def test_a_metric_is_judged_by_its_history_and_expected_to_be_what_that_forecasts() -> None:
+    hours = 2 * np.pi * np.arange(288 * 14) / 288
+    values = 100 + 30 * np.sin(hours) + np.random.default_rng(1).normal(size=len(hours))
+    values[3_900] += 50.0
+    rows = metric_rows(values)
+    assert preset_of(rows, 1, 1) == "metric"
+    model = train(Snapshot(rows[:3_000], rows[3_000:3_600], None, 0.0, 3_000), None, METRIC, "metric", 0, CPU)
+    scores = model.score(rows[3_600:])
+    assert scores.argmax() == 300
+    assert scores[300] > SURPRISING
+    assert (scores > SURPRISING).mean() < 0.02
+    explanation = model.explain(rows[3_900:3_901])
+    assert explanation.share.tolist() == [[1.0]]
+    assert explanation.expected[0, 0] == pytest.approx(values[3_900] - 50.0, abs=10.0)
+
+
+def test_a_metric_needs_no_second_opinion_and_one_that_is_alone_is_not_trusted() -> None:
+    combined = PRESETS["metric"].combine(
+        {"expectation": torch.tensor([0.0, 9.0, 0.0, 1.0]), "reconstruction": torch.tensor([1.0, 0.0, 20.0, 4.0])}
+    )
+    assert combined.tolist() == pytest.approx([0.5, 9.0, SECOND_OPINION_MAX, 2.0])

@@ -27,6 +27,7 @@ from streamdet.clock import SystemClock
 from streamdet.config import Commit
 from streamdet.errors import BrokerError, BrokerUnavailableError, StoreUnavailableError
 from streamdet.events import Batch, LaneId, Mode, Position, Reason
+from streamdet.learn.learner import FIRST_RUN
 from streamdet.worker import FINISH_S, STORE_RETRY_S, run
 
 LANE, OTHER = LaneId("plant", 0), LaneId("plant", 1)
@@ -237,7 +238,7 @@ def test_a_save_that_fails_is_counted_and_said_and_the_worker_goes_on(
     assert source.offsets == {LANE: 1_740}
     # Room for the state is made first; one is begun when what became of the last is known; and at the end.
     saves = (1_690, 1_740)
-    assert counted(worker, "streamdet_checkpoints_total", outcome="failed") == len(saves)
+    assert counted(worker, "streamdet_checkpoints_total", outcome="failed") == len(saves), caplog.text
     assert counted(worker, "streamdet_checkpoints_total", outcome="saved") == 0
     assert caplog.text.count("checkpoint failed: no space left") == len(saves)
     assert warm.saved(LANE) == [0, WARM]
@@ -336,7 +337,7 @@ def test_every_record_polled_is_judged_or_rejected_and_counted_with_its_mode_or_
     assert [reject.offset for reject in sink.rejects] == sorted(bad)
     assert [reject.value for reject in sink.rejects] == [bad[at] for at in sorted(bad)]
     cold = counted(worker, "streamdet_events_judged_total", mode="cold")
-    assert cold == 256  # until the first model
+    assert cold == FIRST_RUN
     assert counted(worker, "streamdet_alerts_total") == len(sink.alerts) > 0
     assert counted(worker, "streamdet_events_flagged_total") == len(sink.alerts)
     assert counted(worker, "streamdet_values_imputed_total") == sum(
@@ -350,8 +351,8 @@ def test_no_alert_is_given_during_the_warm_up() -> None:
     run(worker_over(source, sink, observers=[seen], learning={"warmup": 700}), NEVER)
     assert all(alert.source.offset >= 700 for alert in sink.alerts)
     modes = seen.modes(LANE)
-    assert modes[:256] == [Mode.COLD] * 256
-    assert modes[256:700] == [Mode.WARMING] * 444
+    assert modes[:FIRST_RUN] == [Mode.COLD] * FIRST_RUN
+    assert modes[FIRST_RUN:700] == [Mode.WARMING] * (700 - FIRST_RUN)
     assert min(modes[700:]) is Mode.READY
 
 
@@ -421,4 +422,4 @@ def test_who_comes_to_train_judges_nothing_that_was_polled_before(tmp_path: Path
     assert worker.learner.seen == 500
     run(worker, NEVER)
     assert worker.learner.seen == 900
-    assert worker.learner.adopted_total == 2  # at 256 and, which it must not miss, at 512
+    assert worker.learner.adopted_total == 4  # at 64, 128, 256 and, which it must not miss, at 512

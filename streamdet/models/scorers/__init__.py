@@ -21,6 +21,7 @@ class Block(NamedTuple):
     z: Tensor  # (n, P) squashed, see `Scaler`
     seen: Tensor  # (n, P) 1 where a value was there, else 0
     there: Tensor  # (n,) values that were there, at least 1
+    expectation: Tensor  # (n, EXPECTATION_COLUMNS) of a metric, else (n, 0)
     rows: int  # the first so many are to be scored; the others fill the block up
 
 

@@ -1,0 +1,45 @@
+"""Expectation: the largest surprise of a metric, as its own history told it when the row was made.
+
+All that is learnt is in `features/expectation.py`, row by row; nothing of it waits for a fine-tune.
+"""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from streamdet.features.expectation import FORECAST
+from streamdet.models.scorers import Block, Training
+
+
+class Expectation:
+    """The largest of the surprises that came with the row."""
+
+    @classmethod
+    def fit(cls, training: Training, previous: Self | None) -> Self:  # noqa: ARG003 - nothing to learn
+        """Nothing to learn."""
+        return cls()
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:  # noqa: ARG003 - none
+        """There are none."""
+        return cls()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def to(self, device: torch.device) -> Self:  # noqa: ARG002 - nothing to move
+        """The same."""
+        return self
+
+    def score(self, block: Block) -> Tensor:
+        """Nats, (n,)."""
+        return block.expectation[:, FORECAST:].amax(1).clamp_min(0.0)
+
+    def parts(self, block: Block) -> Tensor:
+        """All of it is the number's, which is the first column; (n, P)."""
+        parts = torch.zeros_like(block.z)
+        parts[:, 0] = self.score(block) * block.there
+        return parts

@@ -21,8 +21,10 @@ Bools = NDArray[np.bool_]
 State = Mapping[str, Any]
 
 
-# Beside a metric stand the residual of its forecast and three surprises, see `features/expectation.py`.
-EXPECTATION_COLUMNS: Final = 4
+# Columns beside a metric: how far it is from its forecast, in its units, and four surprises in nats, see
+# `features/expectation.py`.
+EXPECTATION_COLUMNS: Final = 5
+RESIDUAL, FORECAST, SHIFT, NOVELTY, STILLNESS = range(EXPECTATION_COLUMNS)
 
 
 class LaneId(NamedTuple):

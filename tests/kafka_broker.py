@@ -90,8 +90,8 @@ def create_topic(
 ) -> None:
     """Create a topic and return when brokers know of it.
 
-    It keeps its records for good. Those of the tests have times of long ago, and every five minutes a broker would delete
-    what it was just sent, before anybody has read it.
+    It keeps its records for good. Those of the tests have times of long ago, and every five minutes a broker would
+    delete what it was just sent, before anybody has read it.
     """
     from kafka.admin import NewTopic
 

@@ -1,10 +1,11 @@
 """What a single number is expected to be by its level and the calendar, and how surprising it is: per entity, in order.
 
-Three views of a metric, each a deviation in its own units: from the forecast of two pools of experts (level, time of
-day, hour of the week), who count by how well they did; of the mean of the last rows from the one of those before; and
-of the last residuals from all windows of residuals that are remembered. Each is calibrated by the maxima of blocks of
-rows (Gumbel, Statistics of Extremes, 1958): a metric that spikes every day makes high maxima and so no surprise, while
-in a calm one little is needed. What comes out is a surprise, -ln of the probability of a row at least as deviating.
+Four views of a metric, each a deviation in its own units: from the forecast of two pools of experts (level, time of
+day, hour of the week), who count by how well they did; of the mean of the last rows from the one of those before; of
+the last residuals from all windows of residuals that are remembered; and how long the value has stood still. Each is
+calibrated by the maxima of blocks of rows (Gumbel, Statistics of Extremes, 1958): a metric that spikes every day makes
+high maxima and so no surprise, while in a calm one little is needed. What comes out is a surprise, -ln of the
+probability of a row at least as deviating.
 
 A surprise has seen the row and what was before it; what serves as its scale has only seen what was before.
 """
@@ -16,10 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamdet.compiled import compiled
-from streamdet.events import EXPECTATION_COLUMNS, Bools, Floats, Ints, State
-
-# Columns beside the number: how far it is from its forecast, in its units, and three surprises in nats.
-RESIDUAL, FORECAST, SHIFT, NOVELTY = range(EXPECTATION_COLUMNS)
+from streamdet.events import (
+    EXPECTATION_COLUMNS,
+    FORECAST,
+    NOVELTY,
+    RESIDUAL,
+    SHIFT,
+    STILLNESS,
+    Bools,
+    Floats,
+    Ints,
+    State,
+)
 
 # Bins of the time of day in either pool, of the hour of the day, and of the hour of the week.
 DAY_BINS: Final = (96, 48)
@@ -50,6 +59,10 @@ WINDOWS_PER_ENTITY: Final = 256
 WINDOWS_MIN: Final = 10
 NOVELTY_HANDICAP: Final = 0.2
 
+# Fewer equal values than this are hardly more than none, and maxima of blocks that all have none deviate by this much.
+STILL_ROWS: Final = 10.0
+STILL_DEVIATION_MIN: Final = 0.3
+
 # Block maxima of the deviation as a multiple of its root mean square, in logarithms: mean, deviation and weight
 # of what is assumed at first, and how many blocks are remembered.
 BLOCK: Final = 200
@@ -58,8 +71,9 @@ DEVIATION_PRIOR: Final = 0.6
 PRIOR_BLOCKS: Final = 5.0
 BLOCKS_MAX: Final = 60.0
 SQUARE_RATE: Final = 0.001
+STILL_RATE: Final = 0.01  # a value that stays is soon usual
 # So many deviations make a scale, and so many rows on that scale a surprise.
-SCALE_MIN: Final = (20.0, 20.0, 20.0, 50.0)
+SCALE_MIN: Final = (20.0, 20.0, 20.0, 50.0, 20.0)
 COLD_ROWS: Final = 50.0
 COLD: Final = -9.0
 # A deviation that is small beside the range seen so far counts less, and the longer a stream is watched the rarer is a
@@ -75,7 +89,8 @@ NATS_PER_1: Final = math.pi / math.sqrt(6.0)
 
 _DAY_S: Final = 86_400.0
 _POOL_FAST, _POOL_SLOW = 0, 1
-_VIEWS: Final = 4
+_VIEWS: Final = 5
+_STILL: Final = 4
 
 
 class History(NamedTuple):
@@ -90,17 +105,21 @@ class History(NamedTuple):
     recent: Floats  # (S, RECENT) values, as a ring
     sums: Floats  # (S, 2) of the last SHIFT_ROWS, and of those before
     residuals: Floats  # (S, 2 * WINDOW), as a ring
-    windows: NDArray[np.float32]  # (S, M, WINDOW), as a ring
+    windows: NDArray[np.float32]  # (S, WINDOW, M), as a ring: by columns, for the processor's wide registers
     stored: Ints  # (S,) windows
     low: Floats  # (S,) of the values, drawn towards the middle
     high: Floats  # (S,)
-    square: Floats  # (S, 4) mean square of the deviations in each view: both forecasts, shift, novelty
-    squared: Floats  # (S, 4) how many those were
-    rows: Floats  # (S, 4) rows since the first that deviated
-    mean: Floats  # (S, 4) of the logarithms of block maxima
-    variance: Floats  # (S, 4)
-    blocks: Floats  # (S, 4) weight of both
-    largest: Floats  # (S, 4) of the block under way
+    square: (
+        Floats  # (S, V) mean square of the deviations in each view: both forecasts, shift, novelty, stillness
+    )
+    squared: Floats  # (S, V) how many those were
+    rows: Floats  # (S, V) rows since the first that deviated
+    mean: Floats  # (S, V) of the logarithms of block maxima
+    variance: Floats  # (S, V)
+    blocks: Floats  # (S, V) weight of both
+    largest: Floats  # (S, V) of the block under way
+    last: Floats  # (S,) value
+    equal: Floats  # (S,) how often it came again, without another between
 
 
 class Expectation:
@@ -148,7 +167,7 @@ def _empty(slots: int, windows: int) -> History:
         recent=np.zeros((slots, RECENT)),
         sums=np.zeros((slots, 2)),
         residuals=np.zeros((slots, 2 * WINDOW)),
-        windows=np.zeros((slots, windows, WINDOW), np.float32),
+        windows=np.zeros((slots, WINDOW, windows), np.float32),
         stored=np.zeros(slots, np.int64),
         low=np.zeros(slots),
         high=np.zeros(slots),
@@ -159,6 +178,8 @@ def _empty(slots: int, windows: int) -> History:
         variance=np.full((slots, _VIEWS), DEVIATION_PRIOR**2),
         blocks=np.full((slots, _VIEWS), PRIOR_BLOCKS),
         largest=np.zeros((slots, _VIEWS)),
+        last=np.full(slots, np.nan),
+        equal=np.zeros(slots),
     )
 
 
@@ -181,11 +202,16 @@ def _surprise(
         novelty = _novelty(fast, slot, kept)
         first, second = _calibrated(fast, slot, 0, kept), _calibrated(slow, slot, 1, kept)
         third, fourth = _calibrated(shift, slot, 2, kept), _calibrated(novelty, slot, 3, kept)
+        still = _calibrated(_stillness(value, slot, kept), slot, _STILL, kept)
         age = AGE * math.log10(max(1.0, (kept.seen[slot] + 1) / YOUNG_ROWS))
         out[i, RESIDUAL] = fast
         out[i, FORECAST] = NATS_AT_0 + NATS_PER_1 * (0.5 * (first + second) - age)
         out[i, SHIFT] = NATS_AT_0 + NATS_PER_1 * (third - age)
         out[i, NOVELTY] = NATS_AT_0 + NATS_PER_1 * (fourth - NOVELTY_HANDICAP - age)
+        out[i, STILLNESS] = NATS_AT_0 + NATS_PER_1 * ((still if kept.equal[slot] > 0.0 else COLD) - age)
+        if kept.low[slot] == kept.high[slot] != value:
+            # It has never moved: so rare is a first time (Laplace's rule of succession).
+            out[i, FORECAST] = math.log(kept.seen[slot] + 2.0)
         middle = 0.5 * (kept.low[slot] + kept.high[slot])
         kept.low[slot] = min(kept.low[slot] + RANGE_FORGETS * (middle - kept.low[slot]), value)
         kept.high[slot] = max(kept.high[slot] + RANGE_FORGETS * (middle - kept.high[slot]), value)
@@ -263,23 +289,32 @@ def _novelty(residual: float, slot: int, kept: History) -> float:  # pragma: no 
     residuals[seen % (2 * WINDOW)] = residual
     if seen < 2 * WINDOW:
         return 0.0
-    last = np.empty(WINDOW)
-    place = kept.stored[slot] % len(windows)
+    most = windows.shape[1]
+    place = kept.stored[slot] % most
     for j in range(WINDOW):
-        last[j] = residuals[(seen - j) % (2 * WINDOW)]
-        windows[place, j] = residuals[(seen - WINDOW - j) % (2 * WINDOW)]
+        windows[j, place] = residuals[(seen - WINDOW - j) % (2 * WINDOW)]
     kept.stored[slot] += 1
-    stored = min(kept.stored[slot], len(windows))
+    stored = min(kept.stored[slot], most)
     if stored < WINDOWS_MIN:
         return 0.0
-    nearest = np.inf
-    for m in range(stored):
-        distance = 0.0
-        for j in range(WINDOW):
-            apart = last[j] - windows[m, j]
-            distance += apart * apart
-        nearest = min(nearest, distance)
+    distances = np.zeros(stored, np.float32)
+    for j in range(WINDOW):
+        last, column = np.float32(residuals[(seen - j) % (2 * WINDOW)]), windows[j]
+        for m in range(stored):
+            apart = last - column[m]
+            distances[m] += apart * apart
+    nearest = distances[0]
+    for m in range(1, stored):
+        nearest = min(nearest, distances[m])
     return float(math.sqrt(nearest / WINDOW))
+
+
+@compiled
+def _stillness(value: float, slot: int, kept: History) -> float:  # pragma: no cover - compiled
+    """How many rows have had the same value, and some more."""
+    kept.equal[slot] = kept.equal[slot] + 1.0 if value == kept.last[slot] else 0.0
+    kept.last[slot] = value
+    return float(kept.equal[slot] + STILL_ROWS)
 
 
 @compiled
@@ -294,18 +329,17 @@ def _calibrated(
     root = math.sqrt(kept.square[slot, view])
     relative = size / root if squared >= SCALE_MIN[view] and root > 0.0 else 0.0
     kept.squared[slot, view] += 1.0
-    rate = max(SQUARE_RATE, 1.0 / kept.squared[slot, view])
+    rate = max(STILL_RATE if view == _STILL else SQUARE_RATE, 1.0 / kept.squared[slot, view])
     kept.square[slot, view] += rate * (size * size - kept.square[slot, view])
     if kept.rows[slot, view] == 0.0 and relative == 0.0:
         return COLD
     kept.rows[slot, view] += 1.0
     standardised = COLD
     if kept.rows[slot, view] > COLD_ROWS:
-        standardised = (math.log(max(relative, 1e-3)) - kept.mean[slot, view]) / math.sqrt(
-            kept.variance[slot, view]
-        )
+        variance = max(kept.variance[slot, view], STILL_DEVIATION_MIN**2 if view == _STILL else 0.0)
+        standardised = (math.log(max(relative, 1e-3)) - kept.mean[slot, view]) / math.sqrt(variance)
         material = SHARE_OF_RANGE * (kept.high[slot] - kept.low[slot])
-        if material > 0.0:
+        if material > 0.0 and view != _STILL:
             standardised += GATE * min(0.0, math.log(size / material + 1e-6))
     kept.largest[slot, view] = max(kept.largest[slot, view], relative)
     if kept.rows[slot, view] % BLOCK == 0.0:
@@ -339,3 +373,5 @@ def _clear(slot: int, kept: History) -> None:  # pragma: no cover - compiled
     kept.mean[slot] = MEAN_PRIOR
     kept.variance[slot] = DEVIATION_PRIOR**2
     kept.blocks[slot] = PRIOR_BLOCKS
+    kept.last[slot] = np.nan
+    kept.equal[slot] = 0.0

@@ -1,6 +1,6 @@
 """What the model learns from: normal rows, half of them the newest, half a sample of all there ever were.
 
-One row in four is held out: never trained on, it serves to calibrate and to judge candidates. Which rows go
+One block of rows in four is held out: never trained on, it serves to calibrate and to judge candidates. Which rows go
 where follows from counts alone, by a hash instead of a random generator, so a replay keeps the same ones.
 """
 
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from streamdet.events import Bools, Rows, State
 
 HELD_OUT_EVERY = 4
+# Blocks, as rows next to each other in time are alike: single ones between those that were learnt would look more usual
+# than any that come later.
+HELD_OUT_BLOCK = 16
 HELD_OUT_ROWS = 2048
 
 
@@ -70,7 +73,7 @@ class NormalRows:
 
     def add(self, rows: Rows, normal: Bools, fed: Bools, first: int) -> None:
         """Sort in the rows (n, F) of the events that are number `first` and following."""
-        held_out = (first + np.arange(len(rows))) % HELD_OUT_EVERY == 0
+        held_out = (first + np.arange(len(rows))) // HELD_OUT_BLOCK % HELD_OUT_EVERY == 0
         self._held_out.add(rows[held_out & fed])
         training = rows[~held_out & normal]
         self._recent.add(training)

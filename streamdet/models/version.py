@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from streamdet.events import Floats, Rows
-from streamdet.features.expectation import RESIDUAL
+from streamdet.events import RESIDUAL, Floats, Rows
 from streamdet.models.calibration import Calibration
 from streamdet.models.presets import CALIBRATED, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler

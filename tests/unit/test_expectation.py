@@ -8,17 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streamdet.events import Bools, Floats, Ints
-from streamdet.features.expectation import (
-    COLD,
-    FORECAST,
-    NATS_AT_0,
-    NATS_PER_1,
-    NOVELTY,
-    RESIDUAL,
-    SHIFT,
-    Expectation,
-)
+from streamdet.events import FORECAST, NOVELTY, RESIDUAL, SHIFT, STILLNESS, Bools, Floats, Ints
+from streamdet.features.expectation import Expectation
 
 MINUTES_5 = 300_000
 PER_DAY = 288
@@ -106,10 +97,24 @@ def test_a_pattern_that_was_never_there_is_novel() -> None:
 def test_a_metric_that_never_moves_surprises_nobody_until_it_does() -> None:
     values = np.full(3_000, 7.0)
     columns = columns_of(values)
-    assert (surprise_of(columns) <= NATS_AT_0 + NATS_PER_1 * COLD + 1e-3).all()
+    assert (surprise_of(columns) < SURPRISING).all()
     assert (columns[:, RESIDUAL] == 0).all()
-    values[2_000:] = 8.0
-    assert np.isfinite(columns_of(values)).all()
+    values[2_000:] = 7.001
+    surprise = surprise_of(columns_of(values))
+    assert surprise[2_000] > SURPRISING
+    assert (surprise[2_001:] < SURPRISING).all()
+
+
+def test_a_sensor_that_is_stuck_is_a_surprise_and_one_that_stands_still_every_night_is_none() -> None:
+    values = daily(20)
+    values[15 * PER_DAY : 15 * PER_DAY + 30] = values[15 * PER_DAY]
+    columns = columns_of(values)
+    assert columns[15 * PER_DAY : 15 * PER_DAY + 30, STILLNESS].max() > SURPRISING
+
+    resting = daily(20).reshape(20, PER_DAY)
+    resting[:, : PER_DAY // 4] = 80.0
+    columns = columns_of(resting.ravel())
+    assert columns[5 * PER_DAY :, STILLNESS].max() < SURPRISING
 
 
 def test_units_do_not_matter() -> None:

@@ -233,6 +233,7 @@ def test_a_store_that_fails_is_counted_said_and_tried_again_at_the_next_interval
     saving: Saving, caplog: pytest.LogCaptureFixture
 ) -> None:
     turn_until(saving.worker, LANE, 260)  # between two adoptions, as a version that cannot be kept counts too
+    assert saving.worker.background.drain(WRITTEN_MAX_S)
     saving.store.refused = ("group",)
     for failures in (1, 2):
         saving.interval()

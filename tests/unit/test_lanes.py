@@ -299,8 +299,7 @@ def test_a_version_that_is_gone_from_the_store_is_said_and_left_out(
     gone.unlink()
     worker, seen = repeated(life, group, per_poll=200)
     assert (
-        f"lane={LANE} cannot adopt version={gone.stem.split('-')[1]} at=512 again: it is gone"
-        in caplog.text
+        f"lane={LANE} cannot adopt version={gone.stem.split('-')[1]} at=512 again: it is gone" in caplog.text
     )
     versions = [adoption.version for adoption in worker.lanes[LANE].timeline]
     assert versions == [path.stem.split("-")[1] for path in (*kept, last)]

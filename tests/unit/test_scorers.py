@@ -191,6 +191,9 @@ def test_a_metric_is_judged_by_its_history_and_expected_to_be_what_that_forecast
 
 def test_a_metric_needs_no_second_opinion_and_one_that_is_alone_is_not_trusted() -> None:
     combined = PRESETS["metric"].combine(
-        {"expectation": torch.tensor([0.0, 9.0, 0.0, 1.0]), "reconstruction": torch.tensor([1.0, 0.0, 20.0, 4.0])}
+        {
+            "expectation": torch.tensor([0.0, 9.0, 0.0, 1.0]),
+            "reconstruction": torch.tensor([1.0, 0.0, 20.0, 4.0]),
+        }
     )
     assert combined.tolist() == pytest.approx([0.5, 9.0, SECOND_OPINION_MAX, 2.0])

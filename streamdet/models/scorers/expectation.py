@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from streamdet.features.expectation import FORECAST
+from streamdet.events import FORECAST
 from streamdet.models.scorers import Block, Training
 
 

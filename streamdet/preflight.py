@@ -23,6 +23,8 @@ from streamdet.checkpoint.store import LocalStore, Store, open_store
 from streamdet.clock import Clock, SystemClock
 from streamdet.config import Security, Settings
 from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
+from streamdet.events import Schema
+from streamdet.features.expectation import bytes_per_slot
 from streamdet.threshold.slots import SLOT_BYTES
 
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
@@ -68,6 +70,7 @@ def examine(settings: Settings, *, offline: bool) -> Findings:
     _topics(settings, findings)
     _features(settings, findings)
     _device(settings, findings)
+    _preset(settings, findings)
     _checkpoints(settings, findings)
     _address(settings, findings)
     _files(settings.kafka.security, findings)
@@ -90,7 +93,11 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
     if settings.input.entity is not None:
         names = settings.input.max_entities
         slots = 1 << names.bit_length()  # slot 0 is the lane; doubled until there is room
-    arrays = slots * (SLOT_BYTES + 2 * 8 * columns)
+    per_slot = SLOT_BYTES + 2 * 8 * columns
+    schema = _configured(settings)
+    if schema is not None and schema.metric:
+        per_slot += bytes_per_slot(entities=settings.input.entity is not None)
+    arrays = slots * per_slot
     lanes = partitions * (arrays * (1 + _CHECKPOINT_COPIES) + names * _NAME_BYTES)
     batch = settings.input.batch
     reading = _FETCH_COPIES * batch.max_bytes + batch.max_events * _RECORD_BYTES
@@ -116,6 +123,30 @@ def _topics(settings: Settings, findings: Findings) -> None:
 def _features(settings: Settings, findings: Findings) -> None:
     if settings.input.features is None:
         findings.notes.append("features: none configured, they will be inferred from the first records")
+
+
+def _preset(settings: Settings, findings: Findings) -> None:
+    schema, preset = _configured(settings), settings.model.preset
+    try:
+        metric = schema is not None and settings.metric(schema)
+    except ConfigError as error:
+        findings.errors.append(str(error))
+        return
+    if preset != "auto":
+        told = f"{preset}, as model.preset says"
+    elif metric:
+        told = "metric, as there is one number and nothing else"
+    elif schema is not None and schema.categorical:
+        told = "records, as there are categories"
+    else:
+        told = "found out during the warm-up, and said in the log"
+    findings.notes.append(f"preset: {told}")
+
+
+def _configured(settings: Settings) -> Schema | None:
+    """What is known of the schema before the first record."""
+    features = settings.input.features
+    return None if features is None else Schema(None, None, features.numeric, features.categorical)
 
 
 def _device(settings: Settings, findings: Findings) -> None:

@@ -155,6 +155,11 @@ class Expectation:
             self._kept = History(*(np.concatenate(pair) for pair in pairs))
 
 
+def bytes_per_slot(*, entities: bool) -> int:
+    """What the history of one entity takes."""
+    return sum(array.nbytes for array in _empty(1, WINDOWS_PER_ENTITY if entities else WINDOWS))
+
+
 def _empty(slots: int, windows: int) -> History:
     """Slots that have seen nothing; what is 0 here and not meant to be is set with the first row."""
     return History(

@@ -471,3 +471,32 @@ def test_many_small_batches_are_one_long_stream() -> None:
     limits = Limits(SMALL)
     parts = [judge(limits, raw[start:stop]) for start, stop in seeded_cuts(5000, 1000, 1)]
     assert bits(parts) == bits([whole])
+
+
+# --- Of a metric, whose scores are nats -------------------------------------------------------------------------
+
+
+def nominal(alert_rate: float = 0.001) -> Limits:
+    return Limits(Limit(alert_rate=alert_rate), nominal=True)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01])
+def test_the_limit_of_a_metric_is_the_surprise_that_was_asked_for_from_the_first_score_on(
+    rate: float,
+) -> None:
+    raw = np.full(200, 0.5)
+    raw[[10, 150]] = -math.log(rate) + 0.01
+    judged = judge(nominal(rate), raw)
+    assert judged.limit[0] == pytest.approx(-math.log(rate))
+    assert np.flatnonzero(judged.flagged).tolist() == [10, 150]
+
+
+def test_of_an_excursion_of_a_metric_one_row_is_flagged_and_what_is_worse_and_after_a_pause_the_next() -> (
+    None
+):
+    raw = np.full(2_000, 0.5)
+    raw[500:540] = 9.0
+    raw[520] = 12.0
+    raw[600] = 9.0  # not calm for long enough
+    raw[1_000] = 9.0
+    assert np.flatnonzero(judge(nominal(), raw).flagged).tolist() == [500, 520, 1_000]

@@ -55,6 +55,31 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert len(findings.errors) == 3
 
 
+@pytest.mark.parametrize(
+    ("features", "preset", "told"),
+    [
+        ({"numeric": ["a"]}, "auto", "metric, as there is one number and nothing else"),
+        ({"numeric": ["a", "b"], "categorical": ["c"]}, "auto", "records, as there are categories"),
+        ({"numeric": ["a", "b"]}, "auto", "found out during the warm-up, and said in the log"),
+        ({"numeric": ["a", "b"]}, "records", "records, as model.preset says"),
+    ],
+)
+def test_what_the_data_are_is_said_as_far_as_it_is_known(
+    tmp_path: Path, features: dict[str, list[str]], preset: str, told: str
+) -> None:
+    findings = checked(tmp_path, input={"features": features}, model={"preset": preset})
+    assert f"preset: {told}" in findings.notes
+
+
+def test_a_metric_of_two_numbers_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    error = one_error(
+        checked(tmp_path, input={"features": {"numeric": ["a", "b"]}}, model={"preset": "metric"})
+    )
+    assert (
+        "one number and nothing else, and the features are a, b: name one of them in input.features" in error
+    )
+
+
 def test_no_topics_are_an_error(tmp_path: Path) -> None:
     assert "input.topics is empty" in one_error(checked(tmp_path, input={"topics": []}))
 
@@ -142,8 +167,8 @@ def test_a_file_that_is_no_certificate_is_an_error(tmp_path: Path) -> None:
 
 def test_memory_grows_with_entities_and_partitions_as_measured() -> None:
     def estimate_mb(partitions: int, **given: Any) -> float:
-        features = {"numeric": list("abcdefgh")}
-        settings = parse({"input": {"topics": ["sensors"], "features": features, **given}})
+        many = {"numeric": list("abcdefgh")}
+        settings = parse({"input": {"topics": ["sensors"], "features": many, **given}})
         return memory_estimate_bytes(settings, partitions, imported_bytes=742_000_000) / 1e6
 
     # Measured at the peak of a worker on 90,000 events of 30,000 devices in 3 partitions, where importing took 742 MB:
@@ -154,3 +179,5 @@ def test_memory_grows_with_entities_and_partitions_as_measured() -> None:
     assert 941 + grown_mb <= estimate_mb(3, entity="device") <= 1.2 * (941 + grown_mb)
     assert estimate_mb(6, entity="device") > estimate_mb(3, entity="device") + 150
     assert estimate_mb(3, entity="device", max_entities=100) < estimate_mb(3) + 10
+    one = {"features": {"numeric": ["a"]}}
+    assert 10 < estimate_mb(1, entity="device", max_entities=1_000, **one) - estimate_mb(1, **one) < 100

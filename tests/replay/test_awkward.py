@@ -1,4 +1,4 @@
-"""Data as plants and payment systems send them: what a person on call is told of at the default settings, and what not."""
+"""Data as plants and payment systems send them: what a person on call is told of by default, and what not."""
 
 import json
 import math

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from streamdet.events import RESIDUAL, Floats, Rows
-from streamdet.models.calibration import Calibration
+from streamdet.events import RESIDUAL, Bools, Floats, Rows
+from streamdet.models.calibration import SCORE_MIN, Calibration
 from streamdet.models.presets import CALIBRATED, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
 from streamdet.models.scorers import Block, Scorer, padded_width
 from streamdet.models.scorers.reconstruction import ROWS, Reconstruction
+from streamdet.threshold.apart import beginning_of_those_apart
 
 # Rows of no surprise at all are explained as if they had this much of it.
 SURPRISE_MIN = 1e-6
@@ -130,6 +131,21 @@ class ModelVersion:
         """What each scorer says of each row before calibration, (n,), by name."""
         return {name: scores.astype(np.float64) for name, scores in self._scoring.raw(rows).items()}
 
+    def apart(self, rows: Rows) -> Bools:
+        """Which rows, in the order of their arrival, lie apart from the others and come one by one, (n,).
+
+        By a weighted geometric mean of the scores before calibration: together they tell more than each of them, and
+        a calibration that has seen such rows takes them for usual.
+        """
+        weights = PRESETS[self.preset].weights
+        together, n = np.zeros(len(rows)), len(rows)
+        for name, scores in self.raw_scores(rows).items() if n else ():
+            if name not in CALIBRATED:
+                nats = np.log(np.maximum(scores, SCORE_MIN))
+                together += weights[name] * (nats - np.median(nats))
+        scores = np.exp(together)
+        return scores >= beginning_of_those_apart(scores)
+
     def unexplained(self, rows: Rows) -> float:
         """Typical residual as a share of typical deviation: free of the scale, which differs between versions."""
         return self._scoring.unexplained(rows)
@@ -191,6 +207,21 @@ class _Scoring:
         }
 
     @torch.inference_mode()
+    def apart(self, rows: Rows) -> Bools:
+        """Which rows, in the order of their arrival, lie apart from the others and come one by one, (n,).
+
+        By a weighted geometric mean of the scores before calibration: together they tell more than each of them, and
+        a calibration that has seen such rows takes them for usual.
+        """
+        weights = PRESETS[self.preset].weights
+        together, n = np.zeros(len(rows)), len(rows)
+        for name, scores in self.raw_scores(rows).items() if n else ():
+            if name not in CALIBRATED:
+                nats = np.log(np.maximum(scores, SCORE_MIN))
+                together += weights[name] * (nats - np.median(nats))
+        scores = np.exp(together)
+        return scores >= beginning_of_those_apart(scores)
+
     def unexplained(self, rows: Rows) -> float:
         """See `ModelVersion.unexplained`."""
         block, n = self._block(rows), len(rows)

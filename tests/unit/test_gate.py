@@ -110,3 +110,14 @@ def test_a_stream_that_stands_still_does_not_break_the_gate() -> None:
     rows.values[:] = rows.values[0]
     result = examined(model_of(2000), rows)
     assert np.isfinite([result.loss_ratio, result.alert_share, result.detected]).all()
+
+
+def test_anomalies_among_the_rows_that_both_models_flag_refuse_nobody() -> None:
+    """Else no candidate would ever do where more is anomalous than is asked to be flagged."""
+    rows, model = held_out(), model_of(2000)
+    odd = np.random.default_rng(2).random(len(rows)) < 0.1
+    rows.values[odd] += np.float32(8.0) * rows.values.std(axis=0)
+    scores = model.score(rows)
+    limit = float(scores[~odd].max()) * 1.05
+    assert (scores[odd] > limit).all()
+    assert examine(model, model, rows, limit, RATE, GATE).refusal is None

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from strategies import model_of, names_of, normal_rows, schema_of, snapshot_of, version_of
 
 from streamdet.events import Rows
@@ -118,3 +119,29 @@ def test_the_optimiser_takes_the_steps_of_the_paper() -> None:
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
         x = x - 0.1 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
     assert parameter.detach().numpy() == pytest.approx(x, abs=1e-4)
+
+
+def contaminated(rows: Rows, share: float = 0.07) -> tuple[Rows, NDArray[np.bool_]]:
+    """The rows, of which so many, here and there, are far out."""
+    odd = np.random.default_rng(6).random(len(rows)) < share
+    values = rows.values.copy()
+    values[odd] += np.float32(8.0) * values.std(axis=0)
+    return Rows(values, rows.imputed), odd
+
+
+def test_anomalies_among_the_references_do_not_make_later_ones_usual() -> None:
+    clean = snapshot_of(2000)
+    held_out, odd = contaminated(clean.held_out)
+    dirty = trained(replace(clean, held_out=held_out))
+    later, odd_later = contaminated(normal_rows(1000, 6, seed=99))
+    assert dirty.apart(held_out)[odd].mean() > 0.9
+    assert dirty.apart(held_out)[~odd].mean() < 0.01
+    by_clean, by_dirty = trained(clean).score(later), dirty.score(later)
+    assert by_dirty[odd_later] == pytest.approx(by_clean[odd_later], rel=0.25)
+    assert np.median(by_dirty[odd_later]) > np.quantile(by_dirty[~odd_later], 0.999)
+
+
+def test_no_row_of_a_healthy_plant_lies_apart_and_nothing_of_none() -> None:
+    model = model_of(2000)
+    assert not model.apart(normal_rows(1000, 6, seed=1)).any()
+    assert len(model.apart(normal_rows(1000, 6)[:0])) == 0

@@ -207,21 +207,6 @@ class _Scoring:
         }
 
     @torch.inference_mode()
-    def apart(self, rows: Rows) -> Bools:
-        """Which rows, in the order of their arrival, lie apart from the others and come one by one, (n,).
-
-        By a weighted geometric mean of the scores before calibration: together they tell more than each of them, and
-        a calibration that has seen such rows takes them for usual.
-        """
-        weights = PRESETS[self.preset].weights
-        together, n = np.zeros(len(rows)), len(rows)
-        for name, scores in self.raw_scores(rows).items() if n else ():
-            if name not in CALIBRATED:
-                nats = np.log(np.maximum(scores, SCORE_MIN))
-                together += weights[name] * (nats - np.median(nats))
-        scores = np.exp(together)
-        return scores >= beginning_of_those_apart(scores)
-
     def unexplained(self, rows: Rows) -> float:
         """See `ModelVersion.unexplained`."""
         block, n = self._block(rows), len(rows)

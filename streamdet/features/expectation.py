@@ -63,6 +63,11 @@ NOVELTY_HANDICAP: Final = 0.2
 STILL_ROWS: Final = 10.0
 STILL_DEVIATION_MIN: Final = 0.3
 
+# What is learnt of a value lies within so many root mean squares of what was usual: one -9999 for a missing reading
+# would hide all that follows for thousands of rows. A new level gets through, as each of its rows widens the reach.
+REACH: Final = 100.0
+REACH_ROWS: Final = 20
+
 # Block maxima of the deviation as a multiple of its root mean square, in logarithms: mean, deviation and weight
 # of what is assumed at first, and how many blocks are remembered.
 BLOCK: Final = 200
@@ -201,10 +206,12 @@ def _surprise(
             continue
         if kept.seen[slot] == 0:
             kept.level[slot] = kept.low[slot] = kept.high[slot] = value
-        fast = _residual(value, seconds[i], slot, _POOL_FAST, kept)
-        slow = _residual(value, seconds[i], slot, _POOL_SLOW, kept)
-        shift = _shift(value, slot, kept)
-        novelty = _novelty(fast, slot, kept)
+        learnt = _within_reach(value, slot, kept)
+        beyond = value - learnt
+        fast = beyond + _residual(learnt, seconds[i], slot, _POOL_FAST, kept)
+        slow = beyond + _residual(learnt, seconds[i], slot, _POOL_SLOW, kept)
+        shift = _shift(learnt, slot, kept)
+        novelty = _novelty(fast - beyond, slot, kept)
         first, second = _calibrated(fast, slot, 0, kept), _calibrated(slow, slot, 1, kept)
         third, fourth = _calibrated(shift, slot, 2, kept), _calibrated(novelty, slot, 3, kept)
         still = _calibrated(_stillness(value, slot, kept), slot, _STILL, kept)
@@ -218,9 +225,18 @@ def _surprise(
             # It has never moved: so rare is a first time (Laplace's rule of succession).
             out[i, FORECAST] = math.log(kept.seen[slot] + 2.0)
         middle = 0.5 * (kept.low[slot] + kept.high[slot])
-        kept.low[slot] = min(kept.low[slot] + RANGE_FORGETS * (middle - kept.low[slot]), value)
-        kept.high[slot] = max(kept.high[slot] + RANGE_FORGETS * (middle - kept.high[slot]), value)
+        kept.low[slot] = min(kept.low[slot] + RANGE_FORGETS * (middle - kept.low[slot]), learnt)
+        kept.high[slot] = max(kept.high[slot] + RANGE_FORGETS * (middle - kept.high[slot]), learnt)
         kept.seen[slot] += 1
+
+
+@compiled
+def _within_reach(value: float, slot: int, kept: History) -> float:  # pragma: no cover - compiled
+    reach = REACH * math.sqrt(kept.energy[slot, _POOL_FAST])
+    if kept.seen[slot] < REACH_ROWS or reach == 0.0:
+        return value
+    level = kept.level[slot, _POOL_FAST]
+    return float(min(max(value, level - reach), level + reach))
 
 
 @compiled
@@ -335,7 +351,8 @@ def _calibrated(
     relative = size / root if squared >= SCALE_MIN[view] and root > 0.0 else 0.0
     kept.squared[slot, view] += 1.0
     rate = max(STILL_RATE if view == _STILL else SQUARE_RATE, 1.0 / kept.squared[slot, view])
-    kept.square[slot, view] += rate * (size * size - kept.square[slot, view])
+    counted = min(size, REACH * root) if squared >= SCALE_MIN[view] and root > 0.0 else size
+    kept.square[slot, view] += rate * (counted * counted - kept.square[slot, view])
     if kept.rows[slot, view] == 0.0 and relative == 0.0:
         return COLD
     kept.rows[slot, view] += 1.0
@@ -346,7 +363,7 @@ def _calibrated(
         material = SHARE_OF_RANGE * (kept.high[slot] - kept.low[slot])
         if material > 0.0 and view != _STILL:
             standardised += GATE * min(0.0, math.log(size / material + 1e-6))
-    kept.largest[slot, view] = max(kept.largest[slot, view], relative)
+    kept.largest[slot, view] = max(kept.largest[slot, view], min(relative, REACH))
     if kept.rows[slot, view] % BLOCK == 0.0:
         _end_block(slot, view, kept)
     return float(standardised)

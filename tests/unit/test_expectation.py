@@ -165,3 +165,22 @@ def test_entities_do_not_see_each_other_and_a_new_owner_of_a_slot_starts_anew() 
     fresh[0] = True
     again = columns_of(other, slots=np.full(n, 3, np.int64), fresh=fresh, history=history)
     assert (again == columns[1::2]).all()
+
+
+@pytest.mark.parametrize("missing", [-9_999.0, 1e38])
+def test_one_number_that_stands_for_a_missing_reading_hides_nothing_that_follows(missing: float) -> None:
+    values = daily(20)
+    values[8 * PER_DAY] = missing
+    values[15 * PER_DAY + 100] += 60
+    surprise = surprise_of(columns_of(values))
+    assert np.isfinite(surprise).all()
+    assert surprise[8 * PER_DAY] > SURPRISING
+    assert surprise[15 * PER_DAY + 100] > SURPRISING
+
+
+def test_another_unit_is_a_surprise_once_and_then_usual() -> None:
+    values = daily(20)
+    values[8 * PER_DAY :] *= 1_000
+    surprise = surprise_of(columns_of(values))
+    assert surprise[8 * PER_DAY] > SURPRISING
+    assert (surprise[12 * PER_DAY :] > SURPRISING).mean() < 0.002

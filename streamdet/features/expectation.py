@@ -66,6 +66,7 @@ STILL_DEVIATION_MIN: Final = 0.3
 # What is learnt of a value lies within so many root mean squares of what was usual: one -9999 for a missing reading
 # would hide all that follows for thousands of rows. A new level gets through, as each of its rows widens the reach.
 REACH: Final = 100.0
+RANGE_REACH: Final = 20.0
 REACH_ROWS: Final = 20
 
 # Block maxima of the deviation as a multiple of its root mean square, in logarithms: mean, deviation and weight
@@ -206,7 +207,7 @@ def _surprise(
             continue
         if kept.seen[slot] == 0:
             kept.level[slot] = kept.low[slot] = kept.high[slot] = value
-        learnt = _within_reach(value, slot, kept)
+        learnt, ranging = _within(REACH, value, slot, kept), _within(RANGE_REACH, value, slot, kept)
         beyond = value - learnt
         fast = beyond + _residual(learnt, seconds[i], slot, _POOL_FAST, kept)
         slow = beyond + _residual(learnt, seconds[i], slot, _POOL_SLOW, kept)
@@ -225,14 +226,17 @@ def _surprise(
             # It has never moved: so rare is a first time (Laplace's rule of succession).
             out[i, FORECAST] = math.log(kept.seen[slot] + 2.0)
         middle = 0.5 * (kept.low[slot] + kept.high[slot])
-        kept.low[slot] = min(kept.low[slot] + RANGE_FORGETS * (middle - kept.low[slot]), learnt)
-        kept.high[slot] = max(kept.high[slot] + RANGE_FORGETS * (middle - kept.high[slot]), learnt)
+        kept.low[slot] = min(kept.low[slot] + RANGE_FORGETS * (middle - kept.low[slot]), ranging)
+        kept.high[slot] = max(kept.high[slot] + RANGE_FORGETS * (middle - kept.high[slot]), ranging)
         kept.seen[slot] += 1
 
 
 @compiled
-def _within_reach(value: float, slot: int, kept: History) -> float:  # pragma: no cover - compiled
-    reach = REACH * math.sqrt(kept.energy[slot, _POOL_FAST])
+def _within(
+    deviations: float, value: float, slot: int, kept: History
+) -> float:  # pragma: no cover - compiled
+    """The value, or how far towards it what is learnt may go."""
+    reach = deviations * math.sqrt(kept.energy[slot, _POOL_FAST])
     if kept.seen[slot] < REACH_ROWS or reach == 0.0:
         return value
     level = kept.level[slot, _POOL_FAST]

@@ -171,7 +171,7 @@ def test_entities_do_not_see_each_other_and_a_new_owner_of_a_slot_starts_anew() 
 def test_one_number_that_stands_for_a_missing_reading_hides_nothing_that_follows(missing: float) -> None:
     values = daily(20)
     values[8 * PER_DAY] = missing
-    values[15 * PER_DAY + 100] += 60
+    values[15 * PER_DAY + 100] += 100
     surprise = surprise_of(columns_of(values))
     assert np.isfinite(surprise).all()
     assert surprise[8 * PER_DAY] > SURPRISING

@@ -14,9 +14,10 @@ from live import Running, until
 from fault.life import Group, Stream, assert_equal, flowing, reference, streams
 from fault.zygote import Zygote
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(480)]
 
-FAULTS_WITHIN_S = 45.0
+# A broker that is silent still takes connections: each client waits out its timeout on it, one after the other.
+FAULTS_WITHIN_S = 90.0
 
 
 class Trouble:

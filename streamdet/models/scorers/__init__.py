@@ -58,6 +58,28 @@ class Scorer(Protocol):
         """What each column contributes, (n, P), not negative; None where that cannot be told."""
 
 
+class Unfitted:
+    """A scorer that learns nothing itself: what it needs is in the row, or in the scaler."""
+
+    @classmethod
+    def fit(cls, training: Training, previous: Self | None) -> Self:  # noqa: ARG003 - nothing to learn
+        """Nothing to learn."""
+        return cls()
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:  # noqa: ARG003 - none
+        """There are none."""
+        return cls()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def to(self, device: torch.device) -> Self:  # noqa: ARG002 - nothing to move
+        """The same."""
+        return self
+
+
 def padded_width(columns: int) -> int:
     """The width of a row after padding."""
     return -(-columns // ALIGNMENT) * ALIGNMENT

@@ -3,36 +3,15 @@
 All that is learnt is in `features/expectation.py`, row by row; nothing of it waits for a fine-tune.
 """
 
-from collections.abc import Mapping
-from typing import Self
-
 import torch
 from torch import Tensor
 
 from streamdet.events import FORECAST
-from streamdet.models.scorers import Block, Training
+from streamdet.models.scorers import Block, Unfitted
 
 
-class Expectation:
+class Expectation(Unfitted):
     """The largest of the surprises that came with the row."""
-
-    @classmethod
-    def fit(cls, training: Training, previous: Self | None) -> Self:  # noqa: ARG003 - nothing to learn
-        """Nothing to learn."""
-        return cls()
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:  # noqa: ARG003 - none
-        """There are none."""
-        return cls()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    def to(self, device: torch.device) -> Self:  # noqa: ARG002 - nothing to move
-        """The same."""
-        return self
 
     def score(self, block: Block) -> Tensor:
         """Nats, (n,)."""

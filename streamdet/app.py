@@ -74,7 +74,7 @@ def build(
         DeviceError: the device is not there and may not be replaced.
         ConfigError: the stream is none of the kind that the settings say.
     """
-    settings.metric(schema)
+    settings.metric(schema)  # refuses a preset that is not for such a stream
     device, warning = choose_device(settings.model)
     if warning is not None:
         log.warning(warning)

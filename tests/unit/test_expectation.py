@@ -178,6 +178,14 @@ def test_one_number_that_stands_for_a_missing_reading_hides_nothing_that_follows
     assert surprise[15 * PER_DAY + 100] > SURPRISING
 
 
+@pytest.mark.parametrize("at", [0, 3, 18, 30, 70, 500])
+def test_the_largest_number_there_is_leaves_every_later_surprise_a_number(at: int) -> None:
+    values = daily(5)
+    values[at] = 1e38
+    values[at + 40] = -1e38
+    assert np.isfinite(columns_of(values)).all()
+
+
 def test_another_unit_is_a_surprise_once_and_then_usual() -> None:
     values = daily(20)
     values[8 * PER_DAY :] *= 1_000

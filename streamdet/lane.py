@@ -85,6 +85,10 @@ class Lane:
             before = self.release.version
             self.limits.rescale(release.scores_by(before), release.scores_by(release.version))
         self.release = release.without_rows()
+        if self.timeline and self.timeline[0].offset == self.next_offset:
+            # It has judged nothing yet, and a version that judged nothing leaves no trace: whoever takes the lane up
+            # from its beginning may find the newest one only.
+            self.timeline.clear()
         self.timeline.append(Adoption(self.next_offset, release.version.id))
         if self.ahead and self.ahead[0].version == release.version.id:
             self.ahead.popleft()

@@ -52,6 +52,26 @@ def lane_at(offset: int, *timeline: Adoption) -> Lane:
     return lane
 
 
+def test_versions_that_come_and_go_before_the_first_record_leave_no_trace() -> None:
+    first, second, third = releases(3)
+    there_all_along, late = lane_at(7), lane_at(7)
+    for release in (first, second, third):
+        there_all_along.adopt(release)
+    late.adopt(third)
+    assert list(late.timeline) == [Adoption(7, third.version.id)]
+    assert digest(freeze_now(there_all_along.state())) == digest(freeze_now(late.state()))
+
+
+def test_a_version_that_judged_nothing_is_kept_where_the_one_before_it_has_judged() -> None:
+    first, second, third = releases(3)
+    lane = lane_at(0)
+    lane.adopt(first)
+    lane.next_offset = 40
+    lane.adopt(second)
+    lane.adopt(third)  # the limits went through both scales, and a repetition must take them there, too
+    assert [adoption.offset for adoption in lane.timeline] == [0, 40, 40]
+
+
 @given(_timelines)
 def test_what_was_noted_is_read(adoptions: list[Adoption]) -> None:
     assert read(written(adoptions)) == adoptions

@@ -26,13 +26,8 @@ from bench_common import Figures, Never, say
 from pyarrow import parquet
 from quality_nab import PROFILES, NabCorpus, ScoredFile
 from quality_peers import Model, Scored, cached, left_out, peers
-from quality_streams import (
-    FAMILIES,
-    MULTIVARIATE_SENSORS,
-    Stream,
-    normal_streams,
-    streams,
-)
+from quality_stream import Stream
+from quality_streams import FAMILIES, MULTIVARIATE_SENSORS, normal_streams, streams
 
 from streamdet.config import Model as ModelSettings
 from streamdet.config import Settings

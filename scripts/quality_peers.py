@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 from quality_nab import clock
-from quality_streams import Stream
+from quality_stream import Stream
 
 from streamdet.events import Bools, Floats
 

@@ -6,23 +6,20 @@ left out. Labels decide nothing but which streams of frequent or drifting anomal
 """
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.random import Generator
-from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
+from quality_made import BURSTS, DRIFTS, MIXED, made, mixed
+from quality_stream import Stream, Texts, shuffled, warmup_rows
 
-from streamdet.events import Bools, Floats, Ints
-
-Texts = NDArray[np.object_]
+from streamdet.events import Bools, Ints
 
 # A recording's parts that are no numbers, whatever they look like.
 _KEYS: Final = ("timestamp", "customer_id", "terminal_id")
@@ -30,93 +27,11 @@ SMD_TRAIN_ROWS: Final = 8_000
 TABULAR_ROWS: Final = 20_000
 SKAB_FITTING_ROWS: Final = 400
 CARDS_JUDGED_FROM_DAY: Final = 14
-SHUFFLE_SEED: Final = 1
 STRESS_SEEDS: Final = (0, 1, 2)
-# Made streams are as long as it takes to see drift or bursts, and not longer: there are many of them.
-STRESS_NORMAL_ROWS: Final = 6_000
 # Fewer labelled anomalies than this among the judged rows would make any figure a matter of luck.
 ANOMALIES_MIN: Final = 3
 
 MULTIVARIATE_SENSORS: Final = ("smd", "asd", "nasa", "skab")
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """A stream of n rows with d numbers each, and what it takes to judge the scores of its rows."""
-
-    name: str
-    family: str
-    columns: tuple[str, ...]  # of the d numbers
-    values: Floats  # (n, d)
-    labels: Bools  # (n,) anomalous or not
-    warmup: int  # rows at the beginning that a static model may be fitted on
-    judged: Bools  # (n,) rows that count
-    times: Texts | None = None  # (n,) ISO 8601 without zone
-    categories: Mapping[str, Texts] = field(default_factory=dict)  # (n,) each
-    entity: str | None = None  # name of the key column
-    keys: Texts | None = None  # (n,) the key column
-    windows: tuple[tuple[int, int], ...] = ()  # first and last row of each labelled window
-    hopeless: Bools | None = None  # (n,) anomalies that leave no trace in the columns
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def taken(self, rows: NDArray[Any], name: str, family: str | None = None) -> "Stream":
-        """The stream of these rows in this order; warm-up and judged rows are those of a table of that length."""
-        n = len(self.labels[rows])
-        warmup = warmup_rows(n)
-        return replace(
-            self,
-            name=name,
-            family=self.family if family is None else family,
-            values=self.values[rows],
-            labels=self.labels[rows],
-            warmup=warmup,
-            judged=np.arange(n) >= warmup,
-            times=None if self.times is None else self.times[rows],
-            categories={key: column[rows] for key, column in self.categories.items()},
-            keys=None if self.keys is None else self.keys[rows],
-            windows=(),
-            hopeless=None if self.hopeless is None else self.hopeless[rows],
-        )
-
-    def digest(self) -> str:
-        """The same for equal streams, and for no others."""
-        facts = [self.name, self.columns, self.warmup, self.entity, sorted(self.categories)]
-        sha = hashlib.sha256(json.dumps(facts).encode())
-        for numbers in (self.values, self.labels, self.judged):
-            sha.update(np.ascontiguousarray(numbers).tobytes())
-        for texts in (self.times, self.keys, *(self.categories[name] for name in sorted(self.categories))):
-            sha.update(b"-" if texts is None else "\n".join(texts).encode())
-        return sha.hexdigest()[:16]
-
-    def write(self, path: Path) -> None:
-        """Write a CSV recording: timestamp and key where there are any, categories, numbers, label."""
-        parts: dict[str, Any] = {}
-        if self.times is not None:
-            parts["timestamp"] = pa.array(self.times, pa.string())
-        if self.entity is not None:
-            parts[self.entity] = pa.array(self.keys, pa.string())
-        parts |= {name: pa.array(column, pa.string()) for name, column in self.categories.items()}
-        parts |= {name: pa.array(self.values[:, i]) for i, name in enumerate(self.columns)}
-        parts["label"] = pa.array(self.labels.astype(np.int8))
-        # Quotes, which pyarrow puts around every text, would have to be taken off again row by row.
-        options = arrow_csv.WriteOptions(include_header=False, quoting_style="none")
-        with path.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(parts)
-        with path.open("ab") as body:
-            arrow_csv.write_csv(pa.table(parts), body, options)
-
-
-def warmup_rows(n: int) -> int:
-    """A tenth of a table, 50 rows at least and 2,000 at most."""
-    return min(max(n // 10, 50), 2000)
-
-
-def shuffled(stream: Stream, name: str, family: str | None = None, rows: int | None = None) -> Stream:
-    """The rows in an order that the seed of all shuffles gives; of them only the first `rows`."""
-    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(stream))
-    return stream.taken(order[:rows], name, family)
 
 
 # Reading recordings
@@ -260,142 +175,6 @@ def window_rows(times: Texts, windows: list[list[str]]) -> Iterator[tuple[int, i
         yield edges[0], edges[1]
 
 
-# Streams that drift, and streams whose anomalies come in bursts, made from recordings
-
-Arrange = Callable[[Stream, Generator], Ints]
-
-
-@dataclass(frozen=True)
-class Stress:
-    """How to make a stream from a recording: which of its rows, in which order."""
-
-    kind: str
-    recording: str
-    arrange: Arrange
-    moving: bool = False  # levels and spreads of all columns move along
-
-
-def _projections(values: Floats, count: int) -> Floats:
-    """The values along their main directions, (n, count)."""
-    spread = values.std(axis=0)
-    z = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    _, directions = np.linalg.eigh(z.T @ z / len(z))
-    # Rounded: where two rows are as good as equal, their order must not hang on the last digit.
-    return np.asarray((z @ directions[:, ::-1][:, :count]).round(6))
-
-
-def _ranks(values: Floats) -> Floats:
-    """Where each value stands among all, from 0 to 1."""
-    ranks = np.empty(len(values))
-    ranks[np.argsort(values, kind="stable")] = np.arange(len(values)) / max(len(values), 1)
-    return ranks
-
-
-def _normal(stream: Stream) -> Ints:
-    return np.flatnonzero(~stream.labels)[:STRESS_NORMAL_ROWS]
-
-
-def _scattered(stream: Stream, normal: Ints, positions: Floats, rng: Generator) -> Ints:
-    """Normal rows in the order of their positions, rare anomalies among them at random."""
-    anomalous = np.flatnonzero(stream.labels)
-    few = min(len(anomalous), max(60, 3 * len(normal) // 100))
-    anomalous = rng.choice(anomalous, few, replace=False)
-    rows = np.concatenate([normal, anomalous])
-    at = np.concatenate([positions, rng.random(few)])
-    return rows[np.argsort(at, kind="stable")]
-
-
-def along_a_direction(stream: Stream, rng: Generator) -> Ints:
-    """Normal rows go from one end of their main direction to the other."""
-    normal = _normal(stream)
-    along = _ranks(_projections(stream.values[normal], 1)[:, 0])
-    return _scattered(stream, normal, along + rng.normal(0.0, 0.03, len(normal)), rng)
-
-
-def by_regimes(stream: Stream, rng: Generator) -> Ints:
-    """Six kinds of normal rows take turns, the next one beginning before the last has ended."""
-    normal = _normal(stream)
-    first, second = _projections(stream.values[normal], 2).T
-    kinds = 2 * (3 * _ranks(first)).astype(np.int64) + (2 * _ranks(second)).astype(np.int64)
-    turn = rng.permutation(6)[kinds]
-    return _scattered(stream, normal, _ranks(turn + 1.15 * rng.random(len(normal))), rng)
-
-
-def as_recorded(stream: Stream, rng: Generator) -> Ints:
-    """Normal rows in the order of the file."""
-    normal = _normal(stream)
-    return _scattered(stream, normal, np.arange(len(normal)) / len(normal), rng)
-
-
-def in_bursts(count: int, shortest: int, longest: int) -> Arrange:
-    """Normal rows at random, and `count` unbroken runs of anomalies that resemble each other."""
-
-    def arrange(stream: Stream, rng: Generator) -> Ints:
-        normal = rng.permutation(_normal(stream))
-        anomalous = np.flatnonzero(stream.labels)
-        alike = np.argsort(_projections(stream.values[anomalous], 1)[:, 0], kind="stable")
-        kinds = rng.permutation(count)
-        runs = [_run(part, rng, shortest, longest) for part in np.array_split(anomalous[alike], count)]
-        calm = warmup_rows(len(normal)) * 3 // 2  # so that no burst reaches into the warm-up
-        places = calm + np.sort(rng.choice(len(normal) - calm, count, replace=False))
-        parts = np.split(normal, places)
-        joined = [parts[0]]
-        for kind, part in zip(kinds, parts[1:], strict=True):
-            joined += [runs[kind], part]
-        return np.concatenate(joined)
-
-    return arrange
-
-
-def _run(rows: Ints, rng: Generator, shortest: int, longest: int) -> Ints:
-    length = min(len(rows), int(rng.integers(shortest, longest + 1)))
-    start = int(rng.integers(0, len(rows) - length + 1))
-    return rows[start : start + length]
-
-
-def moved(values: Floats, rng: Generator) -> Floats:
-    """The values on a level that wanders, and with a spread that doubles, by the end of the stream."""
-    passed = np.linspace(0.0, 1.0, len(values))[:, None]
-    pull, phase = rng.normal(0.0, 2.0, values.shape[1]), rng.uniform(0.0, 2 * np.pi, values.shape[1])
-    level = pull * (passed + 0.3 * (np.sin(2 * np.pi * passed + phase) - np.sin(phase)))
-    middle, spread = values.mean(axis=0), values.std(axis=0)
-    return np.asarray(middle + (values - middle) * (1.0 + passed) + spread * level)
-
-
-DRIFTS: Final = (
-    Stress("direction", "tabular/statlog", along_a_direction),
-    Stress("direction", "tabular/satimage-2", along_a_direction),
-    Stress("direction", "tabular/annthyroid", along_a_direction),
-    Stress("direction", "tabular/cardio", along_a_direction),
-    Stress("regimes", "tabular/shuttle", by_regimes),
-    Stress("regimes", "tabular/statlog", by_regimes),
-    Stress("moving", "tabular/shuttle", as_recorded, moving=True),
-    Stress("moving", "creditcard/day1_allfraud", as_recorded, moving=True),
-)
-BURSTS: Final = (
-    Stress("long", "tabular/shuttle", in_bursts(4, 200, 600)),
-    Stress("short", "tabular/shuttle", in_bursts(20, 10, 40)),
-    Stress("long", "nslkdd/KDDTrain20_full", in_bursts(4, 200, 600)),
-    Stress("short", "nslkdd/KDDTrain20_full", in_bursts(20, 10, 40)),
-    Stress("long", "tabular/statlog", in_bursts(4, 100, 300)),
-    Stress("medium", "tabular/annthyroid", in_bursts(5, 40, 100)),
-    Stress("short", "creditcard/day1_allfraud", in_bursts(5, 20, 50)),
-    Stress("long-moving", "tabular/shuttle", in_bursts(4, 200, 600), moving=True),
-    Stress("long-moving", "tabular/statlog", in_bursts(4, 100, 300), moving=True),
-)
-
-
-def made(stress: Stress, source: Stream, family: str, seed: int) -> Iterator[Stream]:
-    """One made stream, and its very rows in shuffled order, where anomalies fall into the warm-up too."""
-    rng = np.random.default_rng(seed)
-    name = f"{family}/{stress.kind}-{source.name.rpartition('/')[2]}-{seed}"
-    stream = replace(source, times=None).taken(stress.arrange(source, rng), name, family)
-    if stress.moving:
-        stream = replace(stream, values=moved(stream.values, rng))
-    yield stream
-    yield shuffled(stream, f"{name}-shuffled", f"{family}-shuffled")
-
-
 def _stress(root: Path, family: str) -> Iterator[Stream]:
     kind = family.removesuffix("-shuffled")
     for stress in {"drift": DRIFTS, "burst": BURSTS}[kind]:
@@ -404,6 +183,15 @@ def _stress(root: Path, family: str) -> Iterator[Stream]:
             source = _read(path, stress.recording, kind)
             for seed in STRESS_SEEDS:
                 yield from (stream for stream in made(stress, source, kind, seed) if stream.family == family)
+
+
+def _mixed(root: Path, family: str) -> Iterator[Stream]:
+    for recording in MIXED:
+        path = root / f"{recording}.csv.gz"
+        if path.exists():
+            source = _read(path, recording, family)
+            for seed in STRESS_SEEDS:
+                yield from (stream for stream in mixed(source, seed) if stream.family == family)
 
 
 # All of them
@@ -423,6 +211,8 @@ FAMILIES: Final[Mapping[str, Callable[[Path, bool], Iterator[Stream]]]] = {
     "drift-shuffled": lambda root, _: _stress(root, "drift-shuffled"),
     "burst": lambda root, _: _stress(root, "burst"),
     "burst-shuffled": lambda root, _: _stress(root, "burst-shuffled"),
+    "mixed": lambda root, _: _mixed(root, "mixed"),
+    "mixed-clean": lambda root, _: _mixed(root, "mixed-clean"),
 }
 
 

@@ -8,21 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quality_made import Stress, along_a_direction, by_regimes, in_bursts, made, mixed, moved
 from quality_metrics import runs
-from quality_streams import (
-    Stream,
-    Stress,
-    along_a_direction,
-    by_regimes,
-    in_bursts,
-    made,
-    moved,
-    normal_streams,
-    shuffled,
-    streams,
-    warmup_rows,
-    window_rows,
-)
+from quality_stream import Stream, shuffled, warmup_rows
+from quality_streams import normal_streams, streams, window_rows
 
 
 def record(path: Path, header: str, rows: Iterable[Sequence[object]]) -> None:
@@ -187,7 +176,18 @@ def test_normal_streams_have_lost_their_anomalous_rows(tmp_path: Path) -> None:
 
 
 def test_recordings_that_are_not_there_are_left_out(tmp_path: Path) -> None:
-    for family in ("smd", "skab", "tabular", "nsl", "cards", "syn", "nab", "drift", "burst-shuffled"):
+    for family in (
+        "smd",
+        "skab",
+        "tabular",
+        "nsl",
+        "cards",
+        "syn",
+        "nab",
+        "drift",
+        "burst-shuffled",
+        "mixed",
+    ):
         assert list(streams(tmp_path, family)) == []
 
 
@@ -269,3 +269,20 @@ def test_a_seed_makes_the_same_stream_again_and_another_one_another() -> None:
     first, again, other = (next(iter(made(stress, source, "burst", seed))) for seed in (0, 0, 1))
     assert first.digest() == again.digest()
     assert (first.values.shape != other.values.shape) or bool((first.values != other.values).any())
+
+
+def test_of_a_mixed_stream_one_in_twenty_is_anomalous_and_of_its_clean_twin_none_of_the_first_half() -> None:
+    source = table(3000, anomalous=range(0, 3000, 10))
+    whole, clean = mixed(source, 3)
+    assert (whole.family, clean.family) == ("mixed", "mixed-clean")
+    assert whole.labels.mean() == pytest.approx(0.05, abs=1e-3)
+    first = ~whole.judged
+    assert whole.labels[first].mean() == pytest.approx(0.05, abs=0.02)
+    assert not clean.labels[~clean.judged].any()
+    assert (clean.values[clean.judged] == whole.values[whole.judged]).all()
+    assert (clean.labels[clean.judged] == whole.labels[whole.judged]).all()
+
+
+def test_where_anomalies_are_few_a_mixed_stream_is_shorter() -> None:
+    whole, _ = mixed(table(3000, anomalous=range(10)), 0)
+    assert (len(whole), whole.labels.sum()) == (200, 10)

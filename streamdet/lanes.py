@@ -49,6 +49,7 @@ class Lanes(dict[LaneId, Lane]):
         self._keeper = keeper
         self._metrics = metrics
         self._warm = False
+        self._behind: set[LaneId] = set()  # those that judge again, to be told when they no longer do
         self.rewound: list[
             LaneId
         ] = []  # by the last `shorten`: what is known of their offsets is of another topic
@@ -69,6 +70,7 @@ class Lanes(dict[LaneId, Lane]):
     def drop(self, lane: LaneId) -> None:
         """Forget it; its new owner has its state from the store."""
         del self[lane]
+        self._behind.discard(lane)
         self._metrics.drop_lane(lane)
 
     def begin(self, lane: LaneId, learnt: int | None) -> None:
@@ -86,6 +88,8 @@ class Lanes(dict[LaneId, Lane]):
             begun.recall([] if committed is None else read(committed.note))
             self._source.seek(lane, begun.next_offset)
             log.info("lane=%s goes on at=%d published_below=%d", lane, begun.next_offset, begun.published)
+            if begun.repeating:
+                self._behind.add(lane)
         else:
             begun.next_offset = begun.published
             begun.recall(self._recorded.get(lane, ()))
@@ -167,6 +171,11 @@ class Lanes(dict[LaneId, Lane]):
         """
         for lane in self.values():
             self._repeat(lane)
+            if lane.id in self._behind and not lane.repeating:
+                self._behind.remove(lane.id)
+                log.info(
+                    "lane=%s is back at=%d: what was judged before is judged again", lane.id, lane.next_offset
+                )
             newest = self._releases.newest
             if newest is None or lane.repeating:
                 continue

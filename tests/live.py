@@ -159,6 +159,15 @@ class Running:
         counts = re.findall(r"lanes changed .* count=(\d+)", self.log)
         return int(counts[-1]) if counts else 0
 
+    @property
+    def back(self) -> bool:
+        """Whether the partitions that it has are where they were, by its own word, and none judges again."""
+        told = re.findall(
+            r"lane=(\S+) (?:goes on at=(\d+) published_below=(\d+)|is back|starts cold)", self.log
+        )
+        behind = {lane: at != "" and int(at) < int(below) for lane, at, below in told}
+        return bool(behind) and not any(behind.values())
+
     def ended(self, within_s: float = WITHIN_S) -> int:
         """The exit code."""
         return self._process.wait(within_s)

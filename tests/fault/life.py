@@ -102,7 +102,8 @@ class Group:
     def finish(self, worker: Running, offsets: Sequence[int]) -> None:
         """Let a worker come to the end, and stop it in order."""
         self.await_committed(offsets, worker)
-        worker.await_log("judging topics")  # where earlier ones have committed it all, it may not listen yet
+        # Where earlier workers have committed it all, this one may still be on its way there, or not even listen.
+        until(lambda: worker.back or not worker.alive, f"{self.name} back where it was", DRAINED_S)
         worker.signal(signal.SIGTERM)
         code = worker.ended()
         assert code == 0, f"exit code {code}:\n{worker.log}"
@@ -231,7 +232,7 @@ def assert_equal(group: Group, expected: Group, *, learner: bool = True) -> None
         for name in states.keys() & as_expected.keys()
         if states[name].digest != as_expected[name].digest
     ]
-    assert states.keys() == as_expected.keys()
+    assert states.keys() == as_expected.keys(), f"logs in {group.folder}"
     assert not unlike, "\n".join([f"states differ; logs in {group.folder}", *unlike, *group.faults])
 
 

@@ -291,6 +291,21 @@ def test_what_is_judged_again_is_not_published_again(life: Life, group: Group) -
     assert {alert.source.offset for alert in life.sink.alerts} >= set(SPIKES)
 
 
+def test_where_a_lane_is_back_is_said_once_when_it_judges_nothing_again(
+    group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    worker = begun(group)
+    until = worker.lanes[LANE].published
+    assert worker.lanes[LANE].next_offset < until
+    assert "is back" not in caplog.text
+    turn_until(worker, LANE, until)
+    turn(worker)
+    turn(worker)
+    assert caplog.text.count(f"lane={LANE} is back at={until}") == 1
+    crash(worker)
+
+
 def test_a_version_that_is_gone_from_the_store_is_said_and_left_out(
     life: Life, group: Group, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,9 +19,9 @@ from streamdet.models.version import Member, ModelVersion, row_width
 
 # A refit may not see less than this share of the spread of the warm-up.
 SPREAD_FLOOR = 0.5
-# During the warm-up nobody has judged the rows: this share, the most deviating ones, is not learnt. With less, anomalies
-# that are mixed into everything cost more (`scripts/bench quality --families mixed,mixed-clean`); with more, normal rows
-# that were left out are told as anomalies soon after.
+# During the warm-up nobody has judged the rows: this share, the most deviating ones, is not learnt. With less,
+# anomalies that are mixed into everything cost more (`scripts/bench quality --families mixed,mixed-clean`); with more,
+# normal rows that were left out are told as anomalies soon after.
 WARMUP_TRIM = 0.04
 
 

@@ -35,6 +35,7 @@ SUMMARY = {
     "events": 12_345,
     "rejected": 6,
     "alerts": 78,
+    "held_back": {"direction": 0, "excursion": 5},
     "seconds": 0.5,
     "events_per_second": 24_690.0,
     "device": "cpu",

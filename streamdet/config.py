@@ -300,8 +300,8 @@ class Noise(Section):
     )
     features: dict[str, FeatureNoise] = Field(
         {},
-        description="Rules for numeric features, by name. An event of which more than half of the surprise is excused "
-        "by direction or deviation is no alert.",
+        description="Rules for numeric features by name, such as {pressure: {direction: up, range: [0, 8]}}. An event "
+        "of which more than half of the surprise is excused by direction or deviation is no alert.",
     )
 
     @model_validator(mode="after")

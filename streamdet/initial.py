@@ -184,7 +184,7 @@ def _setting(name: str, here: str, declared: FieldInfo, seen: _Seen) -> list[str
 
 def _of_each(section: type[BaseModel]) -> list[str]:
     """What there is to set for each name in a mapping, as a comment."""
-    lines = []
+    lines = _comment("Each name takes:")
     for name, declared in section.model_fields.items():
         lines += _comment(f"{name}: {_sentence(declared)} Default: {_plain(declared.default)}.")
     return lines

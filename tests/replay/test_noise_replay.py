@@ -208,6 +208,16 @@ def test_a_rule_that_says_nothing_changes_nothing(tmp_path: Path) -> None:
     assert alerts_of(idle) == alerts_of(plain)
 
 
+def test_rules_may_change_between_two_runs(tmp_path: Path) -> None:
+    group, plain, damped = Group(tmp_path), StopAfter(10), StopAfter()
+    judged(group, 100, {}, plain)
+    assert 0 < group.offsets[LANE] < 1_000
+    alerts = judged(group, 100, {"cool_down_s": 500}, damped).alerts
+    assert 0 < len(alerts) < sum(part.verdicts.strange.sum() for part in damped.parts)
+    assert any(part.verdicts.held_back[Cause.COOL_DOWN] for part in damped.parts)
+    assert plain.offsets(LANE) + damped.offsets(LANE) == list(range(len(VALUES)))
+
+
 def test_what_is_held_back_is_counted_by_reason() -> None:
     rules = {"features": {"temperature": {"direction": "down"}}}
     seen = StopAfter()

@@ -80,6 +80,16 @@ def test_a_metric_of_two_numbers_is_an_error_that_says_what_to_do(tmp_path: Path
     )
 
 
+def test_a_noise_rule_for_a_feature_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    features = {"numeric": ["heat", "flow"], "categorical": ["site"]}
+    rules = {name: {"direction": "up"} for name in ("heat", "floe")}
+    error = one_error(checked(tmp_path, input={"features": features}, noise={"features": rules}))
+    assert error == "noise.features.floe: there is no such feature; the numeric ones are heat, flow"
+    rules = {"site": {"direction": "up"}}
+    error = one_error(checked(tmp_path, input={"features": features}, noise={"features": rules}))
+    assert "noise.features.site: it is categorical" in error
+
+
 def test_no_topics_are_an_error(tmp_path: Path) -> None:
     assert "input.topics is empty" in one_error(checked(tmp_path, input={"topics": []}))
 

@@ -59,6 +59,18 @@ def test_a_line_of_the_table_names_the_three_largest_shares() -> None:
     assert "speed" not in line
 
 
+def test_a_line_of_the_table_says_the_reason_where_it_is_not_the_limit() -> None:
+    assert "  pressure 12.35" in alert_line(ALERT)
+    assert "  range: pressure 12.35" in alert_line(msgspec.structs.replace(ALERT, reason="range"))
+
+
+def test_a_summary_says_what_rules_have_held_back_and_is_silent_where_there_are_none() -> None:
+    assert not any("held back" in line for line in summary_lines(SUMMARY))
+    held_back = {"direction": 1_200, "k_of_n": 3, "cool_down": 0, "excursion": 5}
+    told = "held back, by the reason: direction 1,200, k of n 3, excursion 5"
+    assert told in summary_lines(SUMMARY | {"held_back": held_back})
+
+
 def test_a_line_of_the_table_stays_one_line_in_a_narrow_terminal() -> None:
     out = io.StringIO()
     Console(file=out, width=60).print(alert_line(ALERT), no_wrap=True, overflow="ellipsis")

@@ -337,9 +337,13 @@ def test_a_range_may_be_open_and_its_ends_belong_to_it() -> None:
     assert found.flagged.tolist() == [False, True, False, True]
 
 
-def test_what_is_outside_its_range_alerts_in_a_harmless_direction_too() -> None:
-    rules: Any = {"pressure": {"direction": "up", "range": [0.5, None]}}
-    found, _ = sifted([9.0], [[0.1, 60.0]], features=rules)
+@pytest.mark.parametrize("damping", [{}, {"cool_down_s": 60}])
+def test_what_is_outside_its_range_alerts_in_a_harmless_direction_too(damping: dict[str, Any]) -> None:
+    rules: Any = {
+        "pressure": {"min_deviation": 1e9, "range": [0.5, None]},
+        "temperature": {"min_deviation": 1e9},
+    }
+    found, _ = sifted([9.0], [[0.1, 60.0]], features=rules, **damping)
     assert found.reason.tolist() == [Cause.RANGE]
 
 

@@ -75,6 +75,7 @@ def build(
         ConfigError: the stream is none of the kind that the settings say.
     """
     settings.metric(schema)  # refuses a preset that is not for such a stream
+    settings.noise.check(schema)
     device, warning = choose_device(settings.model)
     if warning is not None:
         log.warning(warning)
@@ -133,7 +134,7 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
     with ExitStack() as stack:
         observers: list[Observer] = []
         if scores is not None:
-            writer = stack.enter_context(ScoresWriter(scores))
+            writer = stack.enter_context(ScoresWriter(scores, reasons=settings.noise.configured))
             observers.append(writer)
         stays = settings.input.instance_id is not None
         source = KafkaSource(settings, clock, stopped, instance=name, stays=stays)
@@ -220,6 +221,7 @@ def compile_kernels() -> None:
 
     What is compiled on first use takes seconds on a slow machine.
     """
+    from streamdet.decide.damping import compile_damping
     from streamdet.features.rows import LaneFeatures
     from streamdet.models.presets import compile_scorers
     from streamdet.threshold.limits import Limits
@@ -234,6 +236,7 @@ def compile_kernels() -> None:
     limits = Limits(Settings().limit)
     limits.judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
     limits.rescale(np.ones(2), np.ones(2))
+    compile_damping()
     compile_scorers()
 
 

@@ -28,6 +28,8 @@ def count(
     for alert in alerts:
         metrics.alerts.labels(alert.severity).inc()
     metrics.flagged.inc(int(part.verdicts.flagged.sum()))
+    for cause, held_back in part.verdicts.held_back.items():
+        metrics.held_back.labels(cause.label).inc(held_back)
     metrics.imputed.inc(int(np.isnan(part.decoded.events.numeric).sum()))
     metrics.unusable.inc(part.decoded.unusable)
     again = int((part.decoded.events.offsets < lane.published).sum())

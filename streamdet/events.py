@@ -212,6 +212,29 @@ class Mode(IntEnum):
         return self.name.lower()
 
 
+class Cause(IntEnum):
+    """Why an event is an alert, or why it is none although it is over what is usual."""
+
+    NONE = 0  # below what is usual
+    LIMIT = 1  # an alert: at or over its limit
+    RANGE = 2  # an alert: a value outside its hard range
+    DIRECTION = 3  # held back: most of it is a deviation to the harmless side
+    DEVIATION = 4  # held back: most of it is a deviation too small to matter
+    K_OF_N = 5  # held back: too few of the entity's last events were strange
+    COOL_DOWN = 6  # held back: no worse than an alert shortly before
+    EXCURSION = 7  # held back by the limit: its excursion has been flagged before
+
+    @property
+    def label(self) -> str:
+        """The word used in alerts, score files and metrics."""
+        return self.name.lower()
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether an event is over what is usual, and for this reason no alert."""
+        return self not in (Cause.NONE, Cause.LIMIT, Cause.RANGE)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdicts:
     """What was decided about n events of one lane."""
@@ -219,9 +242,11 @@ class Verdicts:
     raw: Floats  # (n,) surprise in nats, -ln p; NaN while cold
     limit: Floats  # (n,) in force before the event; NaN while cold
     mode: NDArray[np.uint8]  # (n,) values of Mode
-    flagged: Bools  # (n,)
+    flagged: Bools  # (n,) published as an alert
     fed: Bools  # (n,) moved the limit; may also serve as reference for calibration
     normal: Bools  # (n,) well below the limit: the model may learn it
+    usual: Floats  # (n,) the limit without what an excursion makes of it; NaN until there are alerts
+    reason: NDArray[np.uint8]  # (n,) values of Cause
 
     def __getitem__(self, which: "NDArray[np.intp]") -> "Verdicts":
         return Verdicts(*(getattr(self, field.name)[which] for field in fields(self)))
@@ -231,6 +256,17 @@ class Verdicts:
         """All verdicts, in order; at least one part."""
         names = [field.name for field in fields(Verdicts)]
         return Verdicts(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+    @property
+    def held_back(self) -> dict[Cause, int]:
+        """How many are over what is usual and no alerts, by the reason; every reason is there."""
+        counts = np.bincount(self.reason, minlength=len(Cause))
+        return {cause: int(counts[cause]) for cause in Cause if cause.holds_back}
+
+    @property
+    def strange(self) -> Bools:
+        """Over what is usual, (n,): flagged, or what an excursion goes on with after that."""
+        return self.raw >= self.usual
 
     @property
     def score(self) -> Floats:
@@ -279,11 +315,29 @@ class Alert(msgspec.Struct, frozen=True):
     limit: Annotated[float, _said("Raw score from which the event counted as anomalous.")]
     p_value: Annotated[float, _said("Probability of a score at least this high on normal data.")]
     severity: Annotated[str, _said("minor, major (score 1.5 and above) or critical (2.5 and above).")]
-    mode: Annotated[str, _said("ready: judged by the limit of the partition; entity: by the entity's own.")]
-    features: Annotated[list[FeatureShare], _said("All features, the largest share first.")]
-    model_version: Annotated[str, _said("Names the weights, scale and calibration that scored the event.")]
+    mode: Annotated[
+        str,
+        _said(
+            "ready: judged by the limit of the partition; entity: by the entity's own; cold or warming: before there "
+            "are limits, by a hard range."
+        ),
+    ]
+    features: Annotated[
+        list[FeatureShare],
+        _said("All features; those outside their hard range first, then the largest share first."),
+    ]
+    model_version: Annotated[
+        str,
+        _said(
+            "Names the weights, scale and calibration that scored the event; empty before the first model."
+        ),
+    ]
     source: SourcePosition
     event: Annotated[dict[str, Any], _said("All fields of the record.")]
+    # What was published before there were reasons has none.
+    reason: Annotated[
+        str, _said("limit: the score reached the limit; range: a value lies outside its hard range.")
+    ] = Cause.LIMIT.label
 
 
 ALERT_SCHEMA_VERSION = "1"

@@ -173,13 +173,26 @@ def _section(model: type[BaseModel], path: str, seen: _Seen, *, plain: bool) -> 
 
 
 def _setting(name: str, here: str, declared: FieldInfo, seen: _Seen) -> list[str]:
+    if get_origin(declared.annotation) is dict:
+        _, each = get_args(declared.annotation)
+        return [f"{name}: {{}}", *_of_each(each)]
     value = seen.found.get(here, seen.suggested.get(here, declared.get_default(call_default_factory=True)))
     if isinstance(value, dict):
         return [f"{name}:", *(f"  - {_plain(item)}  # {remark}" for item, remark in value.items())]
     return [f"{name}: {_plain(value)}"]
 
 
+def _of_each(section: type[BaseModel]) -> list[str]:
+    """What there is to set for each name in a mapping, as a comment."""
+    lines = _comment("Each name takes:")
+    for name, declared in section.model_fields.items():
+        lines += _comment(f"{name}: {_sentence(declared)} Default: {_plain(declared.default)}.")
+    return lines
+
+
 def _inner_section(declared: FieldInfo) -> type[BaseModel] | None:
+    if get_origin(declared.annotation) is dict:  # of names that only the user knows
+        return None
     candidates = (declared.annotation, *get_args(declared.annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 

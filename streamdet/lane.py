@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from streamdet.config import Settings
+from streamdet.decide import Sieve
 from streamdet.events import LaneId, Position, Schema, State
 from streamdet.features.rows import LaneFeatures
 from streamdet.models.release import Release
+from streamdet.models.version import ModelVersion
 from streamdet.threshold.limits import Limits
 
 # Of older adoptions nothing is known any more.
@@ -43,6 +45,7 @@ class Lane:
     topic_id: str
     features: LaneFeatures
     limits: Limits
+    sieve: Sieve | None = None  # where noise is configured
     release: Release | None = None
     next_offset: int = 0
     published: int = 0
@@ -55,7 +58,13 @@ class Lane:
         """A lane that has seen nothing."""
         features = LaneFeatures(schema, settings.input.max_entities)
         limits = Limits(settings.limit, nominal=settings.metric(schema))
-        return cls(lane, topic_id, features, limits, saved_at=deque(maxlen=settings.checkpoint.keep))
+        sieve = Sieve.of(settings, schema)
+        return cls(lane, topic_id, features, limits, sieve, saved_at=deque(maxlen=settings.checkpoint.keep))
+
+    @property
+    def version(self) -> ModelVersion | None:
+        """The model version in force."""
+        return None if self.release is None else self.release.version
 
     @property
     def alerting(self) -> bool:
@@ -118,6 +127,8 @@ class Lane:
             "limits": self.limits.state(self.features.slots),
             "timeline": [list(adoption) for adoption in self.timeline],
         }
+        if self.sieve is not None:
+            state["noise"] = self.sieve.state(self.features.slots)
         if self.release is not None:
             state["release"] = self.release.state()
         return state
@@ -128,6 +139,8 @@ class Lane:
         self.features.restore(state["features"])
         self.limits.restore(state["limits"])
         self.timeline.extend(Adoption(*adoption) for adoption in state["timeline"])
+        if self.sieve is not None:
+            self.sieve.restore(state.get("noise", {}))
         if "release" in state:
             self.release = release(state["release"])
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamdet.codec.decoder import Decoded
+from streamdet.decide import Explained
 from streamdet.events import Ints, LaneId, Records, Rows, Verdicts
 from streamdet.features.rows import Featured
 from streamdet.models.release import Release
@@ -23,6 +24,7 @@ class Part:
     featured: Featured
     verdicts: Verdicts
     release: Release | None  # that judged it
+    explained: Explained | None = None  # where noise rules asked for it
 
 
 class Observer(Protocol):

@@ -22,6 +22,7 @@ from streamdet.checkpoint.shelf import LANE, Shelf
 from streamdet.checkpoint.store import LocalStore, Store, open_store
 from streamdet.clock import Clock, SystemClock
 from streamdet.config import Security, Settings
+from streamdet.decide.damping import DAMPED_BYTES
 from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
 from streamdet.events import Schema
 from streamdet.features.expectation import bytes_per_slot
@@ -71,6 +72,7 @@ def examine(settings: Settings, *, offline: bool) -> Findings:
     _features(settings, findings)
     _device(settings, findings)
     _preset(settings, findings)
+    _noise(settings, findings)
     _checkpoints(settings, findings)
     _address(settings, findings)
     _files(settings.kafka.security, findings)
@@ -97,6 +99,8 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
     schema = _configured(settings)
     if schema is not None and schema.metric:
         per_slot += bytes_per_slot(entities=settings.input.entity is not None)
+    if settings.noise.damps:
+        per_slot += DAMPED_BYTES
     arrays = slots * per_slot
     lanes = partitions * (arrays * (1 + _CHECKPOINT_COPIES) + names * _NAME_BYTES)
     batch = settings.input.batch
@@ -141,6 +145,16 @@ def _preset(settings: Settings, findings: Findings) -> None:
     else:
         told = "found out during the warm-up, and said in the log"
     findings.notes.append(f"preset: {told}")
+
+
+def _noise(settings: Settings, findings: Findings) -> None:
+    schema = _configured(settings)
+    if schema is None:  # the worker looks when it has found out
+        return
+    try:
+        settings.noise.check(schema)
+    except ConfigError as error:
+        findings.errors.append(str(error))
 
 
 def _configured(settings: Settings) -> Schema | None:

@@ -76,7 +76,7 @@ def replay(
             for path in (what.alerts, what.dead_letters)
         ]
         if what.scores is not None:
-            writer = stack.enter_context(ScoresWriter(what.scores))
+            writer = stack.enter_context(ScoresWriter(what.scores, reasons=settings.noise.configured))
             observers.append(writer)
         if watch is not None:
             observers.append(watch(recording))
@@ -106,6 +106,7 @@ def replay(
         "events": outcome.events,
         "rejected": outcome.rejected,
         "alerts": outcome.alerts,
+        "held_back": {cause.label: n for cause, n in outcome.held_back.items()},
         "seconds": round(seconds, 3),
         "events_per_second": round(outcome.events / seconds, 1) if seconds else None,
         "device": _device_name(worker),

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from streamdet.events import Alert
+from streamdet.events import Alert, Cause
 
 if TYPE_CHECKING:  # a subscriber to alerts has no need of torch, which the worker imports
     from streamdet.parts import Observer, Part
@@ -62,6 +62,10 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         f"{summary['events']:,} events judged, {summary['rejected']:,} rejected, {summary['alerts']:,} alerts",
         f"{summary['seconds']:.1f} s, {summary['events_per_second'] or 0:,.0f} events/s on {summary['device']}",
     ]
+    held_back = {reason: n for reason, n in summary["held_back"].items() if n}
+    if held_back.keys() - {Cause.EXCURSION.label}:
+        told = ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in held_back.items())
+        lines.append(f"held back, by the reason: {told}")
     metrics = {name: value for name, value in summary["metrics"].items() if value is not None}
     if metrics:
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items())
@@ -105,6 +109,8 @@ def alert_line(alert: Alert) -> str:
         f"{f.name} {_plain(f.actual)} (expected {_plain(f.expected)}) {f.share:.0%}"
         for f in alert.features[:_FEATURES_SHOWN]
     )
+    if alert.reason != Cause.LIMIT.label:
+        why = f"{alert.reason}: {why}"
     return (
         f"{alert.event_time:<24}  {alert.entity or '-':<16}  {alert.score:>6.2f}  {alert.severity:<8}  {why}"
     )

@@ -172,7 +172,10 @@ class Worker:
         for records, d, f, scores in zip(batch.parts, decoded, featured, raw, strict=True):
             lane = self.lanes[records.lane]
             verdicts = judge(scores, f.slots, f.fresh, lane.limits, alerting=lane.alerting)
-            parts.append(Part(records.lane, records, d, f, verdicts, lane.release))
+            explained = None
+            if lane.sieve is not None:
+                verdicts, explained = lane.sieve.sift(d.events, f, verdicts, lane.version)
+            parts.append(Part(records.lane, records, d, f, verdicts, lane.release, explained))
         return parts
 
     def publish(self, parts: Sequence[Part]) -> None:
@@ -345,18 +348,20 @@ class Worker:
     def _alerts(self, part: Part) -> list[Alert]:
         events, lane = part.decoded.events, self.lanes[part.lane]
         which = np.flatnonzero(part.verdicts.flagged & (events.offsets >= lane.published))
-        if part.release is None or not len(which):
+        if not len(which):
             return []
         return explain(
             events,
             part.featured,
             part.verdicts,
             which,
-            model=part.release.version,
+            model=None if part.release is None else part.release.version,
             features=lane.features,
             schema=self.schema,
             originals=[self.decoder.original(events.values[i]) for i in which.tolist()],
             detected_at_ms=self.clock.now_ms(),
+            outside=None if lane.sieve is None else lane.sieve.outside(events.numeric[which]),
+            explained=part.explained,
         )
 
     def _report(self) -> None:

@@ -1,5 +1,6 @@
 """What came of a replay: counts, metrics against labels, and what the report shows; in constant memory."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from streamdet.evaluate.labels import CsvLabels, JsonLabels
 from streamdet.evaluate.metrics import Quality, ScoreCounts
 from streamdet.evaluate.timeline import Timeline
-from streamdet.events import Alert, Mode, Reject
+from streamdet.events import Alert, Cause, Mode, Reject
 from streamdet.parts import Part
 from streamdet.sink import Sink
 
@@ -26,6 +27,7 @@ class Outcome:
         self.events = 0
         self.rejected = 0
         self.alerts = 0
+        self.held_back: Counter[Cause] = Counter()
         self.after_warmup = 0
 
     @property
@@ -41,6 +43,7 @@ class Outcome:
             self.events += len(events)
             self.rejected += len(part.decoded.rejects)
             self.alerts += int(verdicts.flagged.sum())
+            self.held_back.update(verdicts.held_back)
             self.after_warmup += int(ready.sum())
             anomalous = None if self._labels is None else self._labels.read(events.values)
             if anomalous is not None:

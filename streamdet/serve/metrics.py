@@ -19,7 +19,15 @@ class Metrics:
         self.judged = Counter("streamdet_events_judged", "Events judged, by mode", ["mode"], registry=r)
         self.rejected = Counter("streamdet_records_rejected", "Records dead-lettered", ["reason"], registry=r)
         self.alerts = Counter("streamdet_alerts", "Alerts published", ["severity"], registry=r)
-        self.flagged = Counter("streamdet_events_flagged", "Events at or over their limit", registry=r)
+        self.flagged = Counter(
+            "streamdet_events_flagged", "Events at or over their limit, and not held back", registry=r
+        )
+        self.held_back = Counter(
+            "streamdet_events_held_back",
+            "Events over what is usual that are no alerts, by what holds them back",
+            ["reason"],
+            registry=r,
+        )
         self.rejudged = Counter(
             "streamdet_events_rejudged", "Events judged again after a restart", registry=r
         )

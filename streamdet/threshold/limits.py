@@ -88,6 +88,7 @@ class Judged(NamedTuple):
     flagged: Bools  # (n,)
     fed: Bools  # (n,)
     normal: Bools  # (n,)
+    usual: Floats  # (n,) what is over it is strange: flagged, or in an excursion that has been; NaN in the warm-up
 
 
 class Rule(NamedTuple):
@@ -141,6 +142,7 @@ class Limits:
             flagged=np.zeros(n, np.bool_),
             fed=np.zeros(n, np.bool_),
             normal=np.zeros(n, np.bool_),
+            usual=np.full(n, np.nan),
         )
         _judge(raw, slots, fresh, alerting, self._rule, self._kept, judged)
         return judged
@@ -201,12 +203,14 @@ def _judge(
             limit = rule.nominal
         over = score >= limit  # False while the limit is NaN
         # What an excursion goes on with is not flagged, and no more normal for that.
-        strange = over or score >= _usual_limit(decider, rule, kept)
+        usual = _usual_limit(decider, rule, kept)
+        strange = over or score >= usual
         out.limit[i] = limit
         out.normal[i] = not strange and not score > kept.admit[decider]
         if alerting and not np.isnan(limit):
             out.mode[i] = Mode.ENTITY if own else Mode.READY
             out.flagged[i] = over
+            out.usual[i] = np.fmin(usual, limit)
         else:
             out.mode[i] = Mode.WARMING
         score, at = min(score, SCORE_MAX), bin_of(score)

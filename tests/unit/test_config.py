@@ -78,12 +78,35 @@ def test_a_value_that_cannot_be_used_is_shown() -> None:
         ({"input": {"features": {"numeric": ["a"], "names": []}}}, ["numeric", "categorical"]),
         ({"learning": {"gate": {"loss": 1}}}, ["loss_ratio_max"]),
         ({"kafka": {"security": {"user": "me"}}}, ["username", "password_file"]),
+        ({"noise": {"cooldown_s": 60}}, ["k", "n", "cool_down_s", "worse", "features"]),
+        ({"noise": {"features": {"heat": {"dir": "up"}}}}, ["direction", "min_deviation", "range"]),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_known_ones(tree: dict[str, Any], known: list[str]) -> None:
     text = refusal(tree)
     assert "unknown key; known here:" in text
     assert all(key in text for key in known)
+
+
+@pytest.mark.parametrize(
+    ("noise", "told"),
+    [
+        ({"k": 3}, "noise: k (3) of n (1) can never be: set n to 3 or more, or a smaller k"),
+        ({"k": 65, "n": 65}, "noise.n: Input should be less than or equal to 64"),
+        ({"worse": 0.9}, "noise.worse: Input should be greater than or equal to 1"),
+        ({"cool_down_s": -1}, "noise.cool_down_s: Input should be greater than or equal to 0"),
+        ({"features": {"heat": {"range": [120, 0]}}}, "noise.features.heat: range is from the smallest"),
+        (
+            {"features": {"heat": {"range": [float("nan"), 0]}}},
+            "noise.features.heat: range is from the smallest",
+        ),
+        ({"features": {"heat": {"range": [120]}}}, "noise.features.heat.range"),
+        ({"features": {"heat": {"direction": "sideways"}}}, "noise.features.heat.direction"),
+        ({"features": {"heat": {"min_deviation": float("inf")}}}, "noise.features.heat.min_deviation"),
+    ],
+)
+def test_noise_rules_that_cannot_be_are_refused(noise: dict[str, Any], told: str) -> None:
+    assert told in refusal({"noise": noise})
 
 
 def test_a_rate_that_the_window_cannot_resolve_is_refused_with_what_to_set() -> None:

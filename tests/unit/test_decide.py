@@ -9,7 +9,7 @@ from strategies import LANE, events_of, model_of, names_of
 
 from streamdet.config import Limit
 from streamdet.decide import explain, judge, severity
-from streamdet.events import Alert, Events, Mode, Schema, Verdicts
+from streamdet.events import Alert, Cause, Events, Mode, Schema, Verdicts
 from streamdet.features.rows import LaneFeatures
 from streamdet.threshold.limits import Limits
 
@@ -28,7 +28,8 @@ def some() -> tuple[Events, LaneFeatures]:
 
 def verdicts_of(raw: float = 12.0, limit: float = 6.0, mode: Mode = Mode.READY) -> Verdicts:
     yes = np.ones(N, np.bool_)
-    return Verdicts(np.full(N, raw), np.full(N, limit), np.full(N, mode, np.uint8), yes, yes, ~yes)
+    modes, reasons = np.full(N, mode, np.uint8), np.full(N, Cause.LIMIT, np.uint8)
+    return Verdicts(np.full(N, raw), np.full(N, limit), modes, yes, yes, ~yes, np.full(N, limit), reasons)
 
 
 def alerts_of(which: list[int], verdicts: Verdicts | None = None) -> list[Alert]:

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -221,7 +221,7 @@ def test_a_start_with_too_few_normal_rows_is_left_out_and_the_next_one_is_kept(
     learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     n = FIRST_RUN
     nothing = np.zeros(n, np.bool_)
-    verdicts = Verdicts(np.full(n, 9.0), np.full(n, 1.0), np.full(n, 2, np.uint8), ~nothing, nothing, nothing)
+    verdicts = replace(unjudged(n), flagged=~nothing, fed=nothing, normal=nothing)
     learner.observe([(ROWS[:n], verdicts)], {LANE: n}, math.nan)
     assert learner.adopt() is None
     assert learner.room() == FIRST_RUN
@@ -232,10 +232,7 @@ def test_a_start_with_too_few_normal_rows_is_left_out_and_the_next_one_is_kept(
 def test_several_lanes_in_a_batch_count_together() -> None:
     learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
     n = FIRST_RUN // 2
-    all_of = np.ones(n, np.bool_)
-    verdicts = Verdicts(
-        np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, np.uint8), ~all_of, all_of, all_of
-    )
+    verdicts = unjudged(n)
     learner.observe([(ROWS[:n], verdicts), (ROWS[n : 2 * n], verdicts)], {LANE: n, OTHER: n}, math.nan)
     release = at_last(learner)
     learner.close()
@@ -266,7 +263,8 @@ def slow_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowRuns]:
 def unjudged(n: int) -> Verdicts:
     """As they are before there is a model."""
     nothing, all_of = np.zeros(n, np.bool_), np.ones(n, np.bool_)
-    return Verdicts(np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, np.uint8), nothing, all_of, all_of)
+    unknown, no_mode = np.full(n, np.nan), np.zeros(n, np.uint8)
+    return Verdicts(unknown, unknown, no_mode, nothing, all_of, all_of, unknown, no_mode)
 
 
 def test_an_adoption_whose_run_is_not_ready_comes_at_the_same_count_later_and_holds_nothing_up(

@@ -18,6 +18,7 @@ from streamdet.threshold.limits import SEEN_MIN, TOKENS_MAX, Judged, Limits
 Scores = NDArray[np.float64]
 Rule = Literal["controlled", "rolling"]
 SMALL = Limit(alert_rate=0.1, window=100)
+WARM = np.random.default_rng(1).exponential(1.0, 500)
 
 
 def judge(
@@ -274,6 +275,27 @@ def test_what_an_incident_goes_on_with_is_neither_learnt_nor_a_reference_though_
     assert judged.fed.sum() <= TOKENS_MAX + 1
     judged = judge(limits, np.full(40, 60.0))
     assert judged.fed.sum() < 10
+
+
+def test_what_is_over_the_usual_limit_is_what_is_flagged_and_what_an_incident_goes_on_with() -> None:
+    limits = warmed(Limit(alert_rate=ASKED), 20_000)
+    judged = judge(limits, np.array([1.0] + [40.0] * 15 + [1.0] * 20 + [40.0]))
+    strange = np.concatenate([[1.0], np.full(15, 40.0), np.ones(20), [40.0]]) >= judged.usual
+    assert np.flatnonzero(strange).tolist() == [*range(1, 16), 36]
+    assert np.flatnonzero(judged.flagged).tolist() == [1, 2, 3, 36]
+    assert judged.limit[10] > 40.0 > judged.usual[10]
+
+
+@given(score_streams(), st.booleans())
+def test_whatever_is_flagged_is_over_the_usual_limit_and_nothing_over_it_is_normal(
+    raw: Scores, alerting: bool
+) -> None:
+    judged = judge(Limits(SMALL), np.concatenate([WARM, raw]), alerting=alerting)
+    strange = np.concatenate([WARM, raw]) >= judged.usual
+    assert not (judged.flagged & ~strange).any()
+    assert not (judged.normal & strange).any()
+    assert not (judged.usual > judged.limit).any()
+    assert np.isnan(judged.usual[judged.mode < Mode.READY]).all()
 
 
 @pytest.mark.parametrize("length", [20, 70, 300])

@@ -10,6 +10,7 @@ from fakes import FakeSink, FakeSource, StopAfter, readings, worker_over
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
+from pyarrow.csv import read_csv
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from streamdet.errors import ConfigError
@@ -17,7 +18,7 @@ from streamdet.evaluate.labels import CsvLabels, JsonLabels, is_anomalous
 from streamdet.evaluate.metrics import Quality, ScoreCounts
 from streamdet.evaluate.outcome import Outcome
 from streamdet.evaluate.scores import COLUMNS, ScoresWriter
-from streamdet.events import LaneId, Mode
+from streamdet.events import Cause, LaneId, Mode
 from streamdet.worker import run
 
 LANE = LaneId("plant", 0)
@@ -165,6 +166,23 @@ def test_a_parquet_score_file_holds_the_same(tmp_path: Path) -> None:
         float(row["raw_score"]) if row["raw_score"] else None for row in rows
     ]
     assert held["flagged"].to_pylist() == [int(row["flagged"]) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+def test_with_noise_rules_a_score_file_ends_with_the_reason(tmp_path: Path, name: str) -> None:
+    path, seen = tmp_path / name, StopAfter()
+    rules = {"flow": {"range": [0, None]}, "temperature": {"direction": "down"}}
+    values = readings(900, seed=8, spikes=(700, 800))
+    values[850] = (values[850] or b"").replace(b'"flow":', b'"flow":-')
+    with ScoresWriter(path, reasons=True) as writer:
+        source = FakeSource({LANE: values})
+        run(worker_over(source, FakeSink(), observers=[writer, seen], noise={"features": rules}), StopAfter())
+        writer.keep()
+    table = parquet.read_table(path) if path.suffix == ".parquet" else read_csv(path)
+    assert table.column_names == [*COLUMNS.names, "reason"]
+    reasons = table["reason"].to_pylist()
+    assert {reasons[850], reasons[700]} == {"range", "direction"}
+    assert reasons == [Cause(r).label for part in seen.parts for r in part.verdicts.reason.tolist()]
 
 
 def test_a_score_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:

@@ -80,6 +80,16 @@ def test_a_metric_of_two_numbers_is_an_error_that_says_what_to_do(tmp_path: Path
     )
 
 
+def test_a_noise_rule_for_a_feature_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    features = {"numeric": ["heat", "flow"], "categorical": ["site"]}
+    rules = {name: {"direction": "up"} for name in ("heat", "floe")}
+    error = one_error(checked(tmp_path, input={"features": features}, noise={"features": rules}))
+    assert error == "noise.features.floe: there is no such feature; the numeric ones are heat, flow"
+    rules = {"site": {"direction": "up"}}
+    error = one_error(checked(tmp_path, input={"features": features}, noise={"features": rules}))
+    assert "noise.features.site: it is categorical" in error
+
+
 def test_no_topics_are_an_error(tmp_path: Path) -> None:
     assert "input.topics is empty" in one_error(checked(tmp_path, input={"topics": []}))
 
@@ -166,9 +176,9 @@ def test_a_file_that_is_no_certificate_is_an_error(tmp_path: Path) -> None:
 
 
 def test_memory_grows_with_entities_and_partitions_as_measured() -> None:
-    def estimate_mb(partitions: int, **given: Any) -> float:
+    def estimate_mb(partitions: int, noise: dict[str, Any] | None = None, **given: Any) -> float:
         many = {"numeric": list("abcdefgh")}
-        settings = parse({"input": {"topics": ["sensors"], "features": many, **given}})
+        settings = parse({"input": {"topics": ["sensors"], "features": many, **given}, "noise": noise or {}})
         return memory_estimate_bytes(settings, partitions, imported_bytes=742_000_000) / 1e6
 
     # Measured at the peak of a worker on 90,000 events of 30,000 devices in 3 partitions, where importing took 742 MB:
@@ -179,5 +189,7 @@ def test_memory_grows_with_entities_and_partitions_as_measured() -> None:
     assert 941 + grown_mb <= estimate_mb(3, entity="device") <= 1.2 * (941 + grown_mb)
     assert estimate_mb(6, entity="device") > estimate_mb(3, entity="device") + 150
     assert estimate_mb(3, entity="device", max_entities=100) < estimate_mb(3) + 10
+    with_rules = estimate_mb(3, {"cool_down_s": 60}, entity="device")
+    assert 1 < with_rules - estimate_mb(3, entity="device") < 10
     one = {"features": {"numeric": ["a"]}}
     assert 10 < estimate_mb(1, entity="device", max_entities=1_000, **one) - estimate_mb(1, **one) < 100

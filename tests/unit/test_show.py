@@ -35,6 +35,7 @@ SUMMARY = {
     "events": 12_345,
     "rejected": 6,
     "alerts": 78,
+    "held_back": {"direction": 0, "excursion": 5},
     "seconds": 0.5,
     "events_per_second": 24_690.0,
     "device": "cpu",
@@ -56,6 +57,18 @@ def test_a_line_of_the_table_names_the_three_largest_shares() -> None:
     assert "2.75" in line
     assert "pressure 12.35 (expected 4.5) 75%; site north (expected missing) 15%; flow missing" in line
     assert "speed" not in line
+
+
+def test_a_line_of_the_table_says_the_reason_where_it_is_not_the_limit() -> None:
+    assert "  pressure 12.35" in alert_line(ALERT)
+    assert "  range: pressure 12.35" in alert_line(msgspec.structs.replace(ALERT, reason="range"))
+
+
+def test_a_summary_says_what_rules_have_held_back_and_is_silent_where_there_are_none() -> None:
+    assert not any("held back" in line for line in summary_lines(SUMMARY))
+    held_back = {"direction": 1_200, "k_of_n": 3, "cool_down": 0, "excursion": 5}
+    told = "held back, by the reason: direction 1,200, k of n 3, excursion 5"
+    assert told in summary_lines(SUMMARY | {"held_back": held_back})
 
 
 def test_a_line_of_the_table_stays_one_line_in_a_narrow_terminal() -> None:

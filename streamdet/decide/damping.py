@@ -1,0 +1,187 @@
+"""k of n and cool-down: how often an entity may alert. Per entity, in order, by event time."""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamdet.compiled import compiled
+from streamdet.config import Noise
+from streamdet.events import Bools, Cause, Floats, Ints, State
+
+_ONE: Final = np.uint64(1)
+_NOTHING: Final = np.uint64(0)
+
+
+class Damped(NamedTuple):
+    """All that is kept, a row per slot."""
+
+    strange: NDArray[np.uint64]  # (S,) a bit for each of the last n events, the newest one the lowest
+    raised: Bools  # (S,) k of n has alerted, and one of the last n has been strange ever since
+    owed: Bools  # (S,) the cool-down has held back something since the last alert
+    time_ms: Ints  # (S,) of the last alert
+    raw: Floats  # (S,) of the last alert; NaN where there was none
+    ranged: Bools  # (S,) the last alert was by a hard range
+
+    @classmethod
+    def empty(cls, slots: int) -> "Damped":
+        """Slots that have seen nothing."""
+        return cls(
+            strange=np.zeros(slots, np.uint64),
+            raised=np.zeros(slots, np.bool_),
+            owed=np.zeros(slots, np.bool_),
+            time_ms=np.zeros(slots, np.int64),
+            raw=np.full(slots, np.nan),
+            ranged=np.zeros(slots, np.bool_),
+        )
+
+
+class _Rule(NamedTuple):
+    """What the compiled loop knows of the settings."""
+
+    k: int
+    window: np.uint64  # the n lowest bits
+    cool_down_ms: int
+    worse: float
+
+
+DAMPED_BYTES: Final = sum(array.nbytes for array in Damped.empty(1))
+
+
+class Damping:
+    """k of n and the cool-down of one lane."""
+
+    def __init__(self, settings: Noise) -> None:
+        self._rule = _Rule(
+            k=settings.k,
+            window=np.uint64(2**settings.n - 1),
+            cool_down_ms=round(1000 * settings.cool_down_s),
+            worse=settings.worse,
+        )
+        self._kept = Damped.empty(1)
+
+    def reasons(
+        self,
+        times_ms: Ints,
+        raw: Floats,
+        strange: Bools,
+        flagged: Bools,
+        ranged: Bools,
+        slots: Ints,
+        fresh: Bools,
+    ) -> NDArray[np.uint8]:
+        """Why each of n events of the entities in these slots is an alert or is none, a Cause, in order; (n,) each.
+
+        Args:
+            times_ms: event times.
+            raw: raw scores of the strange ones.
+            strange: over what is usual, or outside a hard range; all others get `NONE`.
+            flagged: by the limit.
+            ranged: outside a hard range.
+            slots: whose they are.
+            fresh: the slot has a new owner, and starts empty.
+        """
+        self._make_room(int(slots.max(initial=0)) + 1)
+        reasons = np.full(len(raw), Cause.NONE, np.uint8)
+        _damp(times_ms, raw, strange, flagged, ranged, slots, fresh, self._rule, self._kept, reasons)
+        return reasons
+
+    def state(self, slots: int) -> State:
+        """The arrays of the first slots by name: views that change with the next call."""
+        self._make_room(slots)
+        return {name: array[:slots] for name, array in self._kept._asdict().items()}
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave."""
+        self._kept = Damped(**{name: np.array(state[name]) for name in Damped._fields})
+
+    def _make_room(self, slots: int) -> None:
+        have = len(self._kept.raw)
+        if slots > have:
+            more = Damped.empty(max(slots, 2 * have) - have)
+            pairs: Any = zip(self._kept, more, strict=True)
+            self._kept = Damped(*(np.concatenate(pair) for pair in pairs))
+
+
+def compile_damping() -> None:
+    """Run the compiled loop once, on nothing."""
+    some = np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.bool_)
+    times_ms, raw, no = some
+    Damping(Noise()).reasons(times_ms, raw, no, no, no, times_ms, no)
+
+
+@compiled
+def _damp(
+    times_ms: Ints,
+    raw: Floats,
+    strange: Bools,
+    flagged: Bools,
+    ranged: Bools,
+    slots: Ints,
+    fresh: Bools,
+    rule: _Rule,
+    kept: Damped,
+    out: NDArray[np.uint8],
+) -> None:  # pragma: no cover - compiled
+    for i in range(len(raw)):
+        slot = slots[i]
+        if fresh[i]:
+            _clear(slot, kept)
+        enough = _count(strange[i], slot, rule, kept) >= rule.k
+        if not strange[i]:
+            continue
+        # Once for a spell: a count that goes back and forth about k would alert each time.
+        rising = rule.k > 1 and enough and not kept.raised[slot]
+        kept.raised[slot] |= enough
+        if not (enough or ranged[i]):
+            out[i] = Cause.K_OF_N
+        elif not (flagged[i] or ranged[i] or rising or kept.owed[slot]):
+            out[i] = Cause.EXCURSION
+        elif _cooling(times_ms[i], raw[i], ranged[i], slot, rule, kept):
+            out[i] = Cause.COOL_DOWN
+            kept.owed[slot] = True
+        else:
+            out[i] = Cause.RANGE if ranged[i] else Cause.LIMIT
+            kept.time_ms[slot], kept.raw[slot], kept.ranged[slot] = times_ms[i], raw[i], ranged[i]
+            kept.owed[slot] = False
+
+
+@compiled
+def _count(strange: bool, slot: int, rule: _Rule, kept: Damped) -> int:  # pragma: no cover - compiled
+    """How many of the last n events of a slot were strange, this one included."""
+    bits = (kept.strange[slot] << _ONE) & rule.window
+    if strange:
+        bits |= _ONE
+    kept.strange[slot] = bits
+    if bits == _NOTHING:
+        kept.raised[slot] = False
+    count = 0
+    while bits != _NOTHING:
+        bits &= bits - _ONE
+        count += 1
+    return count
+
+
+@compiled
+def _cooling(
+    time_ms: int, raw: float, ranged: bool, slot: int, rule: _Rule, kept: Damped
+) -> bool:  # pragma: no cover - compiled
+    """Whether an alert would come too soon after the last one, and is no worse.
+
+    Late events count on either side, and one time far ahead does not hold back all that follows.
+    """
+    if np.isnan(kept.raw[slot]) or abs(time_ms - kept.time_ms[slot]) >= rule.cool_down_ms:
+        return False
+    # What somebody has called impossible is worse than what a model finds strange.
+    return not (raw > rule.worse * kept.raw[slot] or (ranged and not kept.ranged[slot]))
+
+
+@compiled
+def _clear(slot: int, kept: Damped) -> None:  # pragma: no cover - compiled
+    """Make a slot what `Damped.empty` gives."""
+    kept.strange[slot] = _NOTHING
+    kept.raised[slot] = False
+    kept.owed[slot] = False
+    kept.time_ms[slot] = 0
+    kept.raw[slot] = np.nan
+    kept.ranged[slot] = False

@@ -1,0 +1,145 @@
+"""Flagged verdicts to alerts that say why."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from streamdet.decide.judging import severity
+from streamdet.events import (
+    Alert,
+    Bools,
+    Cause,
+    Events,
+    FeatureShare,
+    Ints,
+    Mode,
+    Schema,
+    SourcePosition,
+    Verdicts,
+)
+from streamdet.features.rows import Featured, LaneFeatures
+from streamdet.models.version import Explanation, ModelVersion
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explained:
+    """Explanations of the k events at the positions `which`, (k,), ascending."""
+
+    which: Ints
+    explanation: Explanation
+
+    def of(self, which: Ints) -> Explanation:
+        """Those of some of them."""
+        at = np.searchsorted(self.which, which)
+        return Explanation(self.explanation.expected[at], self.explanation.share[at])
+
+
+def explain(
+    events: Events,
+    featured: Featured,
+    verdicts: Verdicts,
+    which: Ints,
+    *,
+    model: ModelVersion | None,
+    features: LaneFeatures,
+    schema: Schema,
+    originals: Sequence[dict[str, object]],
+    detected_at_ms: int,
+    outside: Bools | None = None,
+    explained: Explained | None = None,
+) -> list[Alert]:
+    """Alerts for the k events at the positions `which`, (k,), whose original fields are given, k of them.
+
+    Args:
+        events: of one lane.
+        featured: their rows.
+        verdicts: on them.
+        which: those that are alerts.
+        model: that scored them; without one, only `outside` can tell why.
+        features: of the lane, for its categories.
+        schema: of the events.
+        originals: all fields of the k events.
+        detected_at_ms: when they were judged.
+        outside: which of their D numbers lie outside a hard range, (k, D); None where there are no ranges.
+        explained: explanations that are there already, of these events among others.
+    """
+    if not len(which):
+        return []
+    if outside is None:
+        outside = np.zeros((len(which), len(schema.numeric)), np.bool_)
+    if model is None:
+        explanation = _by_range_alone(outside, len(schema.columns))
+    else:
+        explanation = model.explain(featured.rows[which]) if explained is None else explained.of(which)
+    detected_at = _iso(detected_at_ms)
+    score, p_value = verdicts.score, verdicts.p_value
+    alerts = []
+    for k, i in enumerate(which.tolist()):
+        position = SourcePosition(events.lane.topic, events.lane.partition, int(events.offsets[i]))
+        alerts.append(
+            Alert(
+                id=f"{position.topic}/{position.partition}/{position.offset}",
+                event_time=_iso(int(events.times_ms[i])),
+                detected_at=detected_at,
+                entity=events.entities[i] or None,
+                score=float(score[i]),
+                raw_score=float(verdicts.raw[i]),
+                limit=float(verdicts.limit[i]),
+                p_value=float(p_value[i]),
+                severity=severity(float(score[i])),
+                mode=Mode(int(verdicts.mode[i])).label,
+                features=_shares(events, i, featured, explanation, k, outside[k], features, schema),
+                model_version="" if model is None else model.id,
+                source=position,
+                event=originals[k],
+                reason=Cause(int(verdicts.reason[i])).label,
+            )
+        )
+    return alerts
+
+
+def _shares(
+    events: Events,
+    i: int,
+    featured: Featured,
+    explanation: Explanation,
+    k: int,
+    outside: Bools,
+    features: LaneFeatures,
+    schema: Schema,
+) -> list[FeatureShare]:
+    """Event i, row k of the explanation; numbers outside their hard range first, then the largest share."""
+    shares = []
+    numeric = len(schema.numeric)
+    for column, name in enumerate(schema.columns):
+        share = float(explanation.share[k, column])
+        if column < numeric:
+            value = float(events.numeric[i, column])
+            actual = None if math.isnan(value) else value
+            expected = float(explanation.expected[k, column])
+            shares.append(FeatureShare(name, actual, None if math.isnan(expected) else expected, share))
+        else:
+            c = column - numeric
+            shares.append(
+                FeatureShare(
+                    name, events.categorical[c][i], features.category(c, int(featured.usual[i, c])), share
+                )
+            )
+    first = {name for name, is_outside in zip(schema.numeric, outside.tolist(), strict=True) if is_outside}
+    return sorted(shares, key=lambda feature: (feature.name not in first, -feature.share))
+
+
+def _by_range_alone(outside: Bools, columns: int) -> Explanation:
+    """What can be said of k events without a model: which of their values, (k, D), lie outside a hard range."""
+    share = np.zeros((len(outside), columns))
+    share[:, : outside.shape[1]] = outside / outside.sum(axis=1, keepdims=True)
+    return Explanation(np.full(share.shape, np.nan), share)
+
+
+def _iso(time_ms: int) -> str:
+    return (
+        datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )

@@ -212,8 +212,8 @@ class Input(Section):
         twice = sorted({name for name in meanings if meanings.count(name) > 1})
         if twice:
             raise ValueError(
-                f"{', '.join(twice)}: a field is the timestamp, the entity, a counterpart or a feature, only one of "
-                "them"
+                f"{', '.join(twice)}: a field is the timestamp, the entity or a feature, or names a counterpart, only "
+                "one of these"
             )
         return self
 

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from streamdet.events import (
+    AMOUNT,
+    COUNTS,
+    GAP,
+    KEY_COLUMNS,
+    SUMS,
     Alert,
     Bools,
     Events,
@@ -22,6 +27,12 @@ from streamdet.threshold.limits import Limits
 
 # Multiples of the limit from which an alert is major, and critical.
 MAJOR, CRITICAL = 1.5, 2.5
+# What the history tells of a key of a transaction, in the words of an alert.
+FACTS = {GAP: "seconds_since_last"} | {
+    first + j: f"{what}_{span}"
+    for what, first in (("count", COUNTS), ("sum", SUMS))
+    for j, span in enumerate(("1h", "24h", "7d"))
+}
 
 
 def judge(raw: Floats, slots: Ints, fresh: Bools, limits: Limits, *, alerting: bool) -> Verdicts:
@@ -89,14 +100,18 @@ def _shares(
     schema: Schema,
 ) -> list[FeatureShare]:
     """Event i, row k of the explanation; the largest share first."""
-    shares = []
+    shares = _of_history(events, i, featured, explanation, k, schema)
     numeric = len(schema.numeric)
     for column, name in enumerate(schema.columns):
         share = float(explanation.share[k, column])
         if column < numeric:
             value = float(events.numeric[i, column])
             actual = None if math.isnan(value) else value
-            shares.append(FeatureShare(name, actual, float(explanation.expected[k, column]), share))
+            expected = float(explanation.expected[k, column])
+            if name == schema.amount:
+                share += float(explanation.share[k, len(schema.columns) + AMOUNT])
+                expected = float(explanation.usual[k, AMOUNT])
+            shares.append(FeatureShare(name, actual, expected, share))
         else:
             c = column - numeric
             shares.append(
@@ -105,6 +120,26 @@ def _shares(
                 )
             )
     return sorted(shares, key=lambda feature: -feature.share)
+
+
+def _of_history(
+    events: Events, i: int, featured: Featured, explanation: Explanation, k: int, schema: Schema
+) -> list[FeatureShare]:
+    """Those facts of the history of a transaction's keys that tell something, but for the amount."""
+    shares = explanation.share[k, len(schema.columns) :]
+    history = featured.rows.values[i, featured.rows.values.shape[1] - len(shares) :]
+    told = []
+    for column in (int(c) for c in shares.nonzero()[0] if c != AMOUNT):
+        key, fact = divmod(column - 1, KEY_COLUMNS)
+        share, expected = float(shares[column]), float(explanation.usual[k, column])
+        if key <= len(schema.counterparts):
+            owner = (schema.entity, *schema.counterparts)[key]
+            told.append(FeatureShare(f"{FACTS[fact]} of {owner}", float(history[column]), expected, share))
+        else:
+            which = column - 1 - KEY_COLUMNS * (1 + len(schema.counterparts))
+            name = events.counterparts[which][i] or None
+            told.append(FeatureShare(schema.counterparts[which], name, None, share))
+    return told
 
 
 def _iso(time_ms: int) -> str:

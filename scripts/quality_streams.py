@@ -57,6 +57,11 @@ class Stream:
     keys: Texts | None = None  # (n,) the key column
     windows: tuple[tuple[int, int], ...] = ()  # first and last row of each labelled window
     hopeless: Bools | None = None  # (n,) anomalies that leave no trace in the columns
+    amount: str | None = None  # of transactions: the column that is paid
+    counterparts: tuple[str, ...] = ()  # of transactions: the categories that name who is paid
+    derived: tuple[
+        str, ...
+    ] = ()  # columns made of earlier rows: a detector that keeps them itself does not get them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -209,6 +214,9 @@ def _cards(root: Path) -> Iterator[Stream]:
             stream,
             categories=texts,
             entity="customer_id",
+            amount="amount",
+            counterparts=("terminal_id",),
+            derived=tuple(name for name in stream.columns if name.startswith(("cust_", "term_"))),
             keys=keys,
             warmup=warmup_rows(len(stream)),
             judged=days - days[0] >= CARDS_JUDGED_FROM_DAY,

@@ -157,9 +157,11 @@ class Transactions:
             theirs.numbered = np.array(saved["numbered"])
 
 
-def bytes_per_slot(*, pairs: int) -> int:
-    """What the habits of one key take, and the pairs of an entity with so many kinds of counterparts."""
-    return sum(array.nbytes for array in (*_no_habits(1), *_no_pairs(1) * pairs))
+def bytes_per_entity(counterparts: int) -> int:
+    """What an entity takes, and a counterpart of each of so many kinds."""
+    habits, pairs = (sum(array.nbytes for array in some) for some in (_no_habits(1), _no_pairs(1)))
+    number = 8
+    return habits + counterparts * (habits + pairs + number)
 
 
 def _no_habits(slots: int) -> Habits:

@@ -2,8 +2,9 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from streamdet.features.transactions import (
     LANE_RATE,
     PAIRS,
     REACH,
+    bytes_per_entity,
 )
 
 SCHEMA = Schema("ts", "card", ("amount",), (), "amount", ("terminal", "shop"))
@@ -288,3 +290,22 @@ def test_a_card_that_always_pays_at_noon_is_unusual_at_midnight() -> None:
     columns = facts(paid(["c"] * 61, [1.0] * 61, [*noon, 61 * DAY_MS]))
     assert columns[59, CARD + HOUR] < 0.1
     assert columns[60, CARD + HOUR] > 1.9
+
+
+def test_what_is_kept_of_an_entity_and_its_counterparts_is_bounded_and_as_large_as_is_said() -> None:
+    def bytes_kept(n: int) -> int:
+        names = [f"n{i}" for i in range(n)]
+        features = LaneFeatures(SCHEMA, 300)
+        features.transform(paid(names, [1.0] * n, [0] * n, names, names))
+        return sum(array.nbytes for array in _arrays(features.state()["transactions"]))
+
+    assert bytes_kept(300) == pytest.approx(301 * bytes_per_entity(2), rel=0.01)
+    assert bytes_kept(2_000) == bytes_kept(300)
+
+
+def _arrays(state: Any) -> Iterator[NDArray[Any]]:
+    for value in state.values():
+        if isinstance(value, np.ndarray):
+            yield value
+        elif isinstance(value, dict):
+            yield from _arrays(value)

@@ -317,7 +317,10 @@ class Alert(msgspec.Struct, frozen=True):
     p_value: Annotated[float, _said("Probability of a score at least this high on normal data.")]
     severity: Annotated[str, _said("minor, major (score 1.5 and above) or critical (2.5 and above).")]
     mode: Annotated[str, _said("ready: judged by the limit of the partition; entity: by the entity's own.")]
-    features: Annotated[list[FeatureShare], _said("All features, the largest share first.")]
+    features: Annotated[
+        list[FeatureShare],
+        _said("All features, and of a transaction what its history tells; the largest share first."),
+    ]
     model_version: Annotated[str, _said("Names the weights, scale and calibration that scored the event.")]
     source: SourcePosition
     event: Annotated[dict[str, Any], _said("All fields of the record.")]

@@ -54,6 +54,12 @@ class LaneFeatures:
         """Which entities are kept."""
         return self._entities
 
+    @property
+    def evicted_total(self) -> int:
+        """How many entities, and counterparts of transactions, have made room for others."""
+        counterparts = self._transactions.evicted_total if self._transactions is not None else 0
+        return self._entities.evicted_total + counterparts
+
     def transform(self, events: Events) -> Featured:
         """Rows of the events, in order."""
         n, numeric = len(events), len(self._schema.numeric)

@@ -97,6 +97,11 @@ class Transactions:
         self._own = _no_habits(1)
         self._counterparts = [_Counterparts(max_entities) for _ in range(counterparts)]
 
+    @property
+    def evicted_total(self) -> int:
+        """How many counterparts have made room for others."""
+        return sum(theirs.table.evicted_total for theirs in self._counterparts)
+
     def facts(
         self, amounts: Floats, times_ms: Ints, slots: Ints, fresh: Bools, names: Sequence[Sequence[str]]
     ) -> NDArray[np.float32]:

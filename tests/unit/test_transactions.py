@@ -303,6 +303,12 @@ def test_what_is_kept_of_an_entity_and_its_counterparts_is_bounded_and_as_large_
     assert bytes_kept(2_000) == bytes_kept(300)
 
 
+def test_counterparts_that_had_to_leave_are_counted() -> None:
+    features = LaneFeatures(SCHEMA, 2)
+    features.transform(paid(["c"] * 4, [1.0] * 4, [0] * 4, ["t1", "t2", "t3", "t1"], ["s"] * 4))
+    assert features.evicted_total == 2
+
+
 def _arrays(state: Any) -> Iterator[NDArray[Any]]:
     for value in state.values():
         if isinstance(value, np.ndarray):

@@ -115,7 +115,7 @@ class LaneFeatures:
             rarity.restore(state["categories"][str(i)])
         if self._expectation is not None and "expectation" in state:  # version 0.1 had none
             self._expectation.restore(state["expectation"])
-        if self._transactions is not None:
+        if self._transactions is not None and "transactions" in state:
             self._transactions.restore(state["transactions"])
 
     def _make_room(self, slots: int) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import LANE
 
+from streamdet.config import Gate
 from streamdet.decide import FACTS, explain
 from streamdet.events import (
     AMOUNT,
@@ -26,6 +27,7 @@ from streamdet.events import (
     transaction_columns,
 )
 from streamdet.features.rows import Featured, LaneFeatures
+from streamdet.learn.gate import examine
 from streamdet.learn.trainer import Snapshot, train
 from streamdet.models.presets import FAR_OUT, PRESETS, SCORERS
 from streamdet.models.scorers import Block, Scorer, Training
@@ -159,6 +161,12 @@ def test_all_but_the_habit_counts_only_where_it_is_far_out() -> None:
     surprises = dict.fromkeys(preset.weights, torch.tensor([1.0, FAR_OUT, FAR_OUT + 2.0]))
     others = 2.0 * (3 + preset.weights["reconstruction"])
     assert preset.combine(surprises).tolist() == pytest.approx([1.0, FAR_OUT, FAR_OUT + 2.0 + others])
+
+
+def test_the_gate_plants_amounts_that_a_sound_model_tells() -> None:
+    result = examine(MODEL, MODEL, ROWS[4_000:5_000], 6.0, 0.001, Gate())
+    assert result.refusal is None
+    assert result.detected == result.detected_before > 0.95
 
 
 # --- What an alert says -----------------------------------------------------------------------------------------------

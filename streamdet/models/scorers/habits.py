@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Final, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,10 +80,10 @@ class Velocity:
     @classmethod
     def fit(cls, training: Training, previous: Self | None) -> Self:  # noqa: ARG003 - learnt anew
         """Learn what is usual of each."""
-        paces = _paces(training.history)
-        location = paces.quantile(0.5, dim=0)
-        far = paces.quantile(1.0 - FAR_PROBABILITY, dim=0)
-        return cls(location, (far - location).clamp_min(SPREAD_MIN) / _NATS)
+        paces = _paces(training.history).cpu().numpy()
+        location, far = np.quantile(paces, [0.5, 1.0 - FAR_PROBABILITY], axis=0)
+        spread = np.maximum(far - location, SPREAD_MIN) / _NATS
+        return cls(torch.tensor(location, dtype=torch.float32), torch.tensor(spread, dtype=torch.float32))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:

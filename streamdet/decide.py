@@ -27,6 +27,10 @@ from streamdet.threshold.limits import Limits
 
 # Multiples of the limit from which an alert is major, and critical.
 MAJOR, CRITICAL = 1.5, 2.5
+# What tells less of a transaction's history is left out: of so many facts most tell nothing.
+SHARE_MIN = 1e-5
+# What is expected of a counterpart: no name, as an entity has many.
+KNOWN = "a known one"
 # What the history tells of a key of a transaction, in the words of an alert.
 FACTS = {GAP: "seconds_since_last"} | {
     first + j: f"{what}_{span}"
@@ -129,7 +133,7 @@ def _of_history(
     shares = explanation.share[k, len(schema.columns) :]
     history = featured.rows.values[i, featured.rows.values.shape[1] - len(shares) :]
     told = []
-    for column in (int(c) for c in shares.nonzero()[0] if c != AMOUNT):
+    for column in (int(c) for c in (shares >= SHARE_MIN).nonzero()[0] if c != AMOUNT):
         key, fact = divmod(column - 1, KEY_COLUMNS)
         share, expected = float(shares[column]), float(explanation.usual[k, column])
         if key <= len(schema.counterparts):
@@ -138,7 +142,7 @@ def _of_history(
         else:
             which = column - 1 - KEY_COLUMNS * (1 + len(schema.counterparts))
             name = events.counterparts[which][i] or None
-            told.append(FeatureShare(schema.counterparts[which], name, None, share))
+            told.append(FeatureShare(schema.counterparts[which], name, KNOWN, share))
     return told
 
 

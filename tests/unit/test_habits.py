@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from strategies import LANE
 
 from streamdet.config import Gate
-from streamdet.decide import FACTS, explain
+from streamdet.decide import FACTS, KNOWN, explain
 from streamdet.events import (
     AMOUNT,
     COUNTS,
@@ -215,6 +215,12 @@ def test_an_unusual_amount_is_told_with_what_the_card_usually_pays() -> None:
     assert told.expected == pytest.approx(float(history_of(7)[1 + USUAL]))
 
 
+def test_what_tells_nothing_is_not_in_an_alert() -> None:
+    quiet = ROWS[5_000:]
+    names = {feature.name for feature in alert_on(changed(AMOUNT, 3.0, quiet), 7).features}
+    assert names == {"tip", "amount", "site"}
+
+
 @pytest.mark.parametrize(
     ("column", "name"),
     [
@@ -234,7 +240,7 @@ def test_a_burst_is_told_as_a_count_or_a_sum_and_what_is_usual(column: int, name
 
 def test_a_counterpart_that_is_new_is_named() -> None:
     told = first_of(changed(NOVELTY, 10_000.0, LAST))
-    assert (told.name, told.actual, told.expected) == ("terminal", EVENTS.counterparts[0][5_007], None)
+    assert (told.name, told.actual, told.expected) == ("terminal", EVENTS.counterparts[0][5_007], KNOWN)
 
 
 def test_what_is_usual_is_told_in_the_units_of_the_columns() -> None:

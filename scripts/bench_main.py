@@ -14,6 +14,7 @@ import bench_checkpoint
 import bench_latency
 import bench_memory
 import bench_startup
+import bench_transactions
 import bench_worker
 from bench_common import Figures
 
@@ -37,6 +38,10 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], str]] = {
         bench_checkpoint.measure,
         "what saving costs the loop, and how long and how large a save is",
     ),
+    "transactions": (
+        bench_transactions.measure,
+        "events/s of the features of payments on one core, against those of records",
+    ),
     "quality": (
         _quality,
         "how well anomalies are found in labelled recordings, beside other detectors",
@@ -46,7 +51,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], str]] = {
 
 def main() -> int:
     """Run one benchmark; its exit code."""
-    names = "\n".join(f"  {name:<10}{text}" for name, (_, text) in BENCHMARKS.items())
+    names = "\n".join(f"  {name:<13}{text}" for name, (_, text) in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, epilog=f"benchmarks:\n{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -119,9 +119,21 @@ class Streamdet:
         if alert_rate is not None:
             tree["limit"] = {"alert_rate": alert_rate}
         if stream.entity is not None:
-            features = {"numeric": stream.columns, "categorical": tuple(stream.categories)}
-            tree["input"] = {"timestamp": "timestamp", "entity": stream.entity, "features": features}
+            fields = _judged_fields(stream, self.preset)
+            tree["input"] = {"timestamp": "timestamp", "entity": stream.entity, **fields}
         return Settings.model_validate(tree)
+
+
+def _judged_fields(stream: Stream, preset: str | None) -> dict[str, Any]:
+    """What a user would name; of transactions only what comes with each, nothing that was made of earlier ones."""
+    if stream.amount is None or preset not in (None, "transactions"):
+        return {"features": {"numeric": stream.columns, "categorical": tuple(stream.categories)}}
+    numeric = tuple(name for name in stream.columns if name not in stream.derived)
+    categorical = tuple(name for name in stream.categories if name not in stream.counterparts)
+    return {
+        "features": {"numeric": numeric, "categorical": categorical},
+        "transactions": {"amount": stream.amount, "counterparts": stream.counterparts},
+    }
 
 
 def _models(given: argparse.Namespace) -> list[Model]:

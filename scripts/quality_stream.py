@@ -37,6 +37,10 @@ class Stream:
     keys: Texts | None = None  # (n,) the key column
     windows: tuple[tuple[int, int], ...] = ()  # first and last row of each labelled window
     hopeless: Bools | None = None  # (n,) anomalies that leave no trace in the columns
+    amount: str | None = None  # of transactions: the column that is paid
+    counterparts: tuple[str, ...] = ()  # of transactions: the categories that name who is paid
+    # Columns made of earlier rows: a detector that keeps these itself does not get them.
+    derived: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -130,7 +130,7 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
     store = open_store(settings.checkpoint.url)
     shelf = Shelf(store, settings.input.group_id, settings.checkpoint.keep, clock)
     name = settings.input.instance_id or take_name(store)
-    compile_kernels()
+    compile_kernels(transactions=settings.input.transactions.amount is not None)
     with ExitStack() as stack:
         observers: list[Observer] = []
         if scores is not None:
@@ -216,8 +216,8 @@ def connect_delivery(
     return ExactlyOnce(settings.commit, source, transactor, clock, stopped)
 
 
-def compile_kernels() -> None:
-    """Run every compiled loop once, before a group waits for this worker's heartbeat.
+def compile_kernels(*, transactions: bool = False) -> None:
+    """Run every compiled loop once, before a group waits for this worker's heartbeat; those of transactions if asked.
 
     What is compiled on first use takes seconds on a slow machine.
     """
@@ -233,6 +233,9 @@ def compile_kernels() -> None:
     numbers = np.arange(2, dtype=np.int64)
     events = decoder.decode(Records(lane, numbers, numbers, [None] * 2, values)).events
     featured = LaneFeatures(schema, 1).transform(events)
+    if transactions:
+        paid = replace(events, counterparts=[["t", "t"]])
+        LaneFeatures(replace(schema, amount="x", counterparts=("t",)), 1).transform(paid)
     limits = Limits(Settings().limit)
     limits.judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
     limits.rescale(np.ones(2), np.ones(2))
@@ -284,7 +287,7 @@ def _inferred_schema(settings: Settings, source: Any, stop: StopSignal) -> Schem
     if not fields:
         return None
     given = settings.input
-    schema = infer_schema(fields, label="label", timestamp=given.timestamp, entity=given.entity)
+    schema = inferred_schema(fields, "label", given)
     log.info(
         "inferred timestamp=%s numeric=%s categorical=%s", schema.timestamp, ",".join(schema.numeric),
         ",".join(schema.categorical),
@@ -295,15 +298,19 @@ def _inferred_schema(settings: Settings, source: Any, stop: StopSignal) -> Schem
 def foreign_schema(settings: Settings, agreed: State) -> str | None:
     """How an agreed schema is another stream's; None where it is this one's."""
     given = settings.input
-    configured: dict[str, object] = {"entity": given.entity}
-    if given.timestamp is not None or given.features is not None:
+    schema = configured_schema(given)
+    paid = given.transactions
+    configured: dict[str, object] = {"entity": given.entity, "amount": paid.amount, "counterparts": None}
+    if paid.amount is not None:
+        configured["counterparts"] = list(paid.counterparts)
+    if given.timestamp is not None or schema is not None:
         configured["timestamp"] = given.timestamp
-    if given.features is not None:
-        configured["numeric"] = list(given.features.numeric)
-        configured["categorical"] = list(given.features.categorical)
+    if schema is not None:
+        configured["numeric"] = list(schema.numeric)
+        configured["categorical"] = list(schema.categorical)
     for name, value in configured.items():
-        if agreed[name] != value:
-            return f"were made with {name} {agreed[name]!r}, not {value!r}"
+        if agreed.get(name) != value:
+            return f"were made with {name} {agreed.get(name)!r}, not {value!r}"
     return None
 
 
@@ -311,7 +318,29 @@ def configured_schema(given: Input) -> Schema | None:
     """What the configuration says, None where it leaves the features to be inferred."""
     if given.features is None:
         return None
-    return Schema(given.timestamp, given.entity, given.features.numeric, given.features.categorical)
+    return with_transactions(
+        Schema(given.timestamp, given.entity, given.features.numeric, given.features.categorical), given
+    )
+
+
+def with_transactions(schema: Schema, given: Input) -> Schema:
+    """The schema with the transactions of the configuration, if there are any; their amount is a feature."""
+    amount, counterparts = given.transactions.amount, given.transactions.counterparts
+    if amount is None:
+        return schema
+    numeric = schema.numeric if amount in schema.numeric else (*schema.numeric, amount)
+    return replace(schema, numeric=numeric, amount=amount, counterparts=counterparts)
+
+
+def inferred_schema(fields: Sequence[Mapping[str, object]], label: str | None, given: Input) -> Schema:
+    """A schema for records like these, with what the configuration says.
+
+    Raises:
+        ConfigError: there is no column to judge.
+    """
+    keys = given.transactions.counterparts
+    schema = infer_schema(fields, label=label, timestamp=given.timestamp, entity=given.entity, keys=keys)
+    return with_transactions(schema, given)
 
 
 def _serve(worker: Worker, address: str) -> Server:

@@ -112,6 +112,31 @@ class Features(Section):
         return self
 
 
+class Transactions(Section):
+    """What makes an event a transaction; judged by the habits of the entity and of its counterparts."""
+
+    amount: str | None = Field(
+        None,
+        description="Field with the amount that the entity pays, in any one unit; with it, events are transactions.",
+    )
+    counterparts: tuple[str, ...] = Field(
+        (),
+        description="Fields that name who else takes part, such as the terminal or the merchant: their habits count "
+        "too, and who is new to the entity. Keys, never features.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.counterparts and self.amount is None:
+            raise ValueError(
+                "counterparts without an amount: set transactions.amount to the field that has it"
+            )
+        repeated = sorted({n for n in self.counterparts if self.counterparts.count(n) > 1})
+        if repeated:
+            raise ValueError(f"counterparts: named more than once: {', '.join(repeated)}")
+        return self
+
+
 class Batch(Section):
     """Bounds of a micro-batch; whichever is reached first ends it."""
 
@@ -160,6 +185,9 @@ class Input(Section):
     features: Features | None = Field(
         None, description="Fields to judge; inferred from the first records if left out."
     )
+    transactions: Transactions = Field(
+        Transactions(), description="Who pays what to whom, where events are transactions; needs the entity."
+    )
     unusable: Literal["missing", "reject"] = Field(
         "missing",
         description="What becomes of a record of which one value cannot be used: imputed, or dead-lettered.",
@@ -175,13 +203,30 @@ class Input(Section):
 
     @model_validator(mode="after")
     def _one_meaning_each(self) -> Self:
-        meanings = [name for name in (self.timestamp, self.entity) if name is not None]
-        if self.features is not None:
-            meanings += self.features.numeric + self.features.categorical
+        paid = self.transactions
+        meanings = [name for name in (self.timestamp, self.entity, *paid.counterparts) if name is not None]
+        features = () if self.features is None else self.features.numeric + self.features.categorical
+        meanings += features
+        if paid.amount is not None and paid.amount not in features:
+            meanings.append(paid.amount)
         twice = sorted({name for name in meanings if meanings.count(name) > 1})
         if twice:
             raise ValueError(
-                f"{', '.join(twice)}: a field is the timestamp, the entity or a feature, only one of them"
+                f"{', '.join(twice)}: a field is the timestamp, the entity or a feature, or names a counterpart, only "
+                "one of these"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whose_habits(self) -> Self:
+        amount = self.transactions.amount
+        if amount is None:
+            return self
+        if self.entity is None:
+            raise ValueError("transactions needs entity: set it to the field that names the card or account")
+        if self.features is not None and amount in self.features.categorical:
+            raise ValueError(
+                f"transactions.amount {amount!r} is a categorical feature: move it to features.numeric"
             )
         return self
 
@@ -200,10 +245,11 @@ class Model(Section):
         "autoencoder",
         description="Denoising autoencoder, beside it what the preset adds; calibrated and combined.",
     )
-    preset: Literal["auto", "metric", "sensors", "records"] = Field(
+    preset: Literal["auto", "metric", "sensors", "records", "transactions"] = Field(
         "auto",
         description="What the data are. metric: one number; sensors: numbers that hang together in time; records: rows "
-        "in any order, with or without categories; auto finds out during the warm-up, and says it in the log.",
+        "in any order, with or without categories; transactions: what input.transactions tells of, and nothing else; "
+        "auto finds out during the warm-up, and says it in the log.",
     )
     device: str = Field(
         "auto",
@@ -483,6 +529,20 @@ class Settings(Section):
                 f"{', '.join(schema.columns)}: name one of them in input.features, or set model.preset to auto"
             )
         return schema.metric and self.model.preset in ("auto", "metric")
+
+    @model_validator(mode="after")
+    def _habits_are_judged(self) -> Self:
+        configured, preset = self.input.transactions.amount is not None, self.model.preset
+        if preset == "transactions" and not configured:
+            raise ValueError(
+                "model.preset transactions needs to know the amount: set input.transactions.amount to its field"
+            )
+        if configured and preset not in ("auto", "transactions"):
+            raise ValueError(
+                f"model.preset {preset} makes nothing of input.transactions: set model.preset to auto, or leave "
+                "input.transactions out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_loop(self) -> Self:

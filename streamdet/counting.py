@@ -54,9 +54,8 @@ def show(
     metrics.final.set(delivery.records_final)
     for outcome, times in delivery.outcomes.items():
         metrics.commits.labels(outcome).set(times)
-    tables = [kept.features.entities for kept in lanes.values()]
-    metrics.entities.set(sum(len(table) for table in tables))
-    metrics.evicted.set(sum(table.evicted_total for table in tables))
+    metrics.entities.set(sum(len(kept.features.entities) for kept in lanes.values()))
+    metrics.evicted.set(sum(kept.features.evicted_total for kept in lanes.values()))
     metrics.trains.set(learner is not None)
     if learner is not None:
         metrics.adopted.set(learner.adopted_total)

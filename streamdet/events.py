@@ -26,6 +26,18 @@ State = Mapping[str, Any]
 EXPECTATION_COLUMNS: Final = 5
 RESIDUAL, FORECAST, SHIFT, NOVELTY, STILLNESS = range(EXPECTATION_COLUMNS)
 
+# Columns beside a transaction, see `features/transactions.py`: its amount; of each key, the entity first, what it
+# usually pays, seconds since its last transaction, counts and sums of 1 h, 24 h and 7 d, and how unusual the hour is;
+# of each counterpart, how unusual it is to meet it.
+AMOUNT: Final = 0
+KEY_COLUMNS: Final = 9
+USUAL, GAP, COUNTS, SUMS, HOUR = 0, 1, 2, 5, 8
+
+
+def transaction_columns(keys: int) -> int:
+    """How many columns transactions with so many keys have."""
+    return 1 + KEY_COLUMNS * keys + (keys - 1)
+
 
 class LaneId(NamedTuple):
     """A topic-partition."""
@@ -58,6 +70,8 @@ class Schema:
     entity: str | None
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
+    amount: str | None = None  # of transactions; one of the numeric fields
+    counterparts: tuple[str, ...] = ()  # of transactions: their keys besides the entity
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -67,26 +81,48 @@ class Schema:
     @property
     def metric(self) -> bool:
         """Whether there is one number and nothing else."""
-        return len(self.numeric) == 1 and not self.categorical
+        return len(self.numeric) == 1 and not self.categorical and not self.transactions
+
+    @property
+    def transactions(self) -> bool:
+        """Whether an event is a payment, or whatever else an entity does with an amount."""
+        return self.amount is not None
+
+    @property
+    def history(self) -> int:
+        """How many columns tell what the history of a metric, or of the keys of a transaction, says."""
+        if self.transactions:
+            return transaction_columns(1 + len(self.counterparts))
+        return EXPECTATION_COLUMNS if self.metric else 0
 
     @property
     def width(self) -> int:
-        """How many columns a row has: the features, two recent means of each number, of a metric its expectation."""
-        return len(self.columns) + 2 * len(self.numeric) + (EXPECTATION_COLUMNS if self.metric else 0)
+        """How many columns a row has: the features, two recent means of each number, the history."""
+        return len(self.columns) + 2 * len(self.numeric) + self.history
 
     def as_state(self) -> State:
         """What `from_state` takes back."""
-        return {
+        state: dict[str, Any] = {
             "timestamp": self.timestamp,
             "entity": self.entity,
             "numeric": list(self.numeric),
             "categorical": list(self.categorical),
         }
+        if self.transactions:
+            state |= {"amount": self.amount, "counterparts": list(self.counterparts)}
+        return state
 
     @classmethod
     def from_state(cls, state: State) -> "Schema":
         """The schema that gave this state."""
-        return cls(state["timestamp"], state["entity"], tuple(state["numeric"]), tuple(state["categorical"]))
+        return cls(
+            state["timestamp"],
+            state["entity"],
+            tuple(state["numeric"]),
+            tuple(state["categorical"]),
+            state.get("amount"),
+            tuple(state.get("counterparts", ())),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,6 +179,7 @@ class Events:
     categorical: Sequence[Sequence[str | None]]  # C columns of n values, None where missing
     values: Sequence[bytes]  # the original record values
     order: Ints | None = None  # (n,) as in the records
+    counterparts: Sequence[Sequence[str]] = ()  # of transactions: K kinds of n names, "" where missing
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -150,7 +187,7 @@ class Events:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Feature vectors of n events, W = `Schema.width` columns: numbers, rarities, recent means, expectation."""
+    """Feature vectors of n events, W = `Schema.width` columns: numbers, rarities, recent means, history."""
 
     values: NDArray[np.float32]  # (n, W), no NaN
     imputed: Bools  # (n, W), True where the value was missing and filled in
@@ -324,7 +361,10 @@ class Alert(msgspec.Struct, frozen=True):
     ]
     features: Annotated[
         list[FeatureShare],
-        _said("All features; those outside their hard range first, then the largest share first."),
+        _said(
+            "All features, and of a transaction what its history tells; those outside their hard range first, then the "
+            "largest share first."
+        ),
     ]
     model_version: Annotated[
         str,

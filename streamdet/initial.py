@@ -24,7 +24,7 @@ from streamdet.codec.json import parse_object
 from streamdet.config import Kafka, Settings
 from streamdet.errors import ConfigError, RecordingError
 from streamdet.events import Schema
-from streamdet.sampled import Column, columns_of, entity_candidate, shown
+from streamdet.sampled import Column, Payments, columns_of, entity_candidate, payments_candidate, shown
 from streamdet.source.recording import RecordingSource
 
 # Columns with labels are for metrics; a model that saw them would have seen the answer.
@@ -105,7 +105,9 @@ def _configuration(what: str, events: Sequence[_Fields], records: int, found: di
         )
     columns = columns_of(events)
     named = {column.name: column for column in columns}
-    schema, candidate = _schema(events, columns)
+    candidate = entity_candidate(columns, len(events))
+    payments = payments_candidate(columns, len(events), candidate)
+    schema, candidate, payments = _schema(events, candidate, payments)
     seen = _Seen(found)
     if schema.timestamp is not None:
         seen.found["input.timestamp"] = schema.timestamp
@@ -118,7 +120,18 @@ def _configuration(what: str, events: Sequence[_Fields], records: int, found: di
     for kind, names in (("numeric", schema.numeric), ("categorical", schema.categorical)):
         if names:
             seen.found[f"input.features.{kind}"] = {name: named[name].summary for name in names}
-    used = {schema.timestamp, candidate, *schema.columns}
+    if payments is not None:
+        seen.suggested["input.transactions.amount"] = payments.amount
+        seen.suggested["input.transactions.counterparts"] = list(payments.counterparts)
+        told = [
+            f"{shown(name)} ({named[name].summary})" for name in (payments.amount, *payments.counterparts)
+        ]
+        seen.notes["input.transactions"] = (
+            f"These look like transactions: {', '.join(told)}. If they are, take the # away here and before the "
+            "entity: each amount is then judged by what its payer usually pays."
+        )
+    counterparts = payments.counterparts if payments is not None else ()
+    used = {schema.timestamp, candidate, *counterparts, *schema.columns}
     left = [f"{shown(c.name)} ({_why_left(c)})" for c in columns if c.name not in used]
     if left:
         seen.notes["input.features"] = f"Left out: {', '.join(left)}."
@@ -139,13 +152,15 @@ class _Seen:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def _schema(events: Sequence[_Fields], columns: Sequence[Column]) -> tuple[Schema, str | None]:
-    """What to judge, and what may be the entity, which is then not judged: it is no measurement."""
-    candidate = entity_candidate(columns, len(events))
+def _schema(
+    events: Sequence[_Fields], candidate: str | None, payments: Payments | None
+) -> tuple[Schema, str | None, Payments | None]:
+    """What to judge, and what may be keys, which are then not judged: they are no measurements."""
+    keys = payments.counterparts if payments is not None else ()
     try:
-        return infer_schema(events, label=LABEL, entity=candidate), candidate
+        return infer_schema(events, label=LABEL, entity=candidate, keys=keys), candidate, payments
     except ConfigError:
-        return infer_schema(events, label=LABEL), None
+        return infer_schema(events, label=LABEL), None, None
 
 
 def _why_left(column: Column) -> str:

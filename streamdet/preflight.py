@@ -24,7 +24,8 @@ from streamdet.clock import Clock, SystemClock
 from streamdet.config import Security, Settings
 from streamdet.decide.damping import DAMPED_BYTES
 from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
-from streamdet.events import Schema
+from streamdet.events import Schema, transaction_columns
+from streamdet.features import transactions
 from streamdet.features.expectation import bytes_per_slot
 from streamdet.threshold.slots import SLOT_BYTES
 
@@ -101,6 +102,11 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
         per_slot += bytes_per_slot(entities=settings.input.entity is not None)
     if settings.noise.damps:
         per_slot += DAMPED_BYTES
+    if settings.input.transactions.amount is not None:
+        kinds = len(settings.input.transactions.counterparts)
+        per_slot += transactions.bytes_per_entity(kinds)  # of each kind there are as many as entities
+        names *= 1 + kinds
+        columns += transaction_columns(1 + kinds)
     arrays = slots * per_slot
     lanes = partitions * (arrays * (1 + _CHECKPOINT_COPIES) + names * _NAME_BYTES)
     batch = settings.input.batch
@@ -138,6 +144,8 @@ def _preset(settings: Settings, findings: Findings) -> None:
         return
     if preset != "auto":
         told = f"{preset}, as model.preset says"
+    elif settings.input.transactions.amount is not None:
+        told = "transactions, as input.transactions names the amount"
     elif metric:
         told = "metric, as there is one number and nothing else"
     elif schema is not None and schema.categorical:
@@ -160,7 +168,10 @@ def _noise(settings: Settings, findings: Findings) -> None:
 def _configured(settings: Settings) -> Schema | None:
     """What is known of the schema before the first record."""
     features = settings.input.features
-    return None if features is None else Schema(None, None, features.numeric, features.categorical)
+    if features is None:
+        return None
+    amount = settings.input.transactions.amount
+    return Schema(None, None, features.numeric, features.categorical, amount)
 
 
 def _device(settings: Settings, findings: Findings) -> None:
@@ -302,6 +313,8 @@ def _memory(settings: Settings, partitions: int | None, findings: Findings) -> N
     if partitions is None:
         assumed += " (a guess: Kafka did not tell)"
     held = "one stream" if given.entity is None else f"{given.max_entities:,} entities (input.max_entities)"
+    if given.transactions.counterparts:
+        held += f", and as many of {', '.join(given.transactions.counterparts)} each,"
     findings.notes.append(
         f"memory: about {memory / 1e6:,.0f} MB with {held} per partition on {assumed}, all read by this worker, while "
         "a checkpoint is saved; a GPU's own libraries come on top"

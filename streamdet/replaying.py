@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from streamdet.app import Recorded, build, compile_kernels, configured_schema, json_fields
+from streamdet.app import Recorded, build, compile_kernels, configured_schema, inferred_schema, json_fields
 from streamdet.checkpoint.shelf import Shelf
 from streamdet.checkpoint.store import open_store
 from streamdet.clock import Clock, SystemClock
 from streamdet.codec.columns import Codec
 from streamdet.codec.csv import CsvCodec
-from streamdet.codec.infer import SAMPLE, infer_schema
+from streamdet.codec.infer import SAMPLE
 from streamdet.codec.json import JsonCodec
 from streamdet.config import Input, Settings
 from streamdet.delivery.at_least_once import AtLeastOnce
@@ -95,7 +95,7 @@ def replay(
             recorded=recorded,
             observers=observers,
         )
-        compile_kernels()
+        compile_kernels(transactions=schema.transactions)
         started_s = clock.monotonic_s()
         run(worker, stop)
         seconds = clock.monotonic_s() - started_s
@@ -152,10 +152,10 @@ def _recorded_schema(given: Input, recording: RecordingSource, label: str | None
     configured = configured_schema(given)
     if configured is None:
         fields = sample_fields(recording)
-        configured = infer_schema(fields, label=label, timestamp=given.timestamp, entity=given.entity)
+        configured = inferred_schema(fields, label, given)
         log.info("inferred %s", configured)
     if recording.format == "csv":
-        named = [configured.timestamp, configured.entity, *configured.columns]
+        named = [configured.timestamp, configured.entity, *configured.counterparts, *configured.columns]
         missing = [name for name in named if name is not None and name not in recording.header]
         if missing:
             raise ConfigError(

@@ -23,6 +23,14 @@ _ENTITY_WORDS: Final = (
     ),
     *("vehicle", "asset", "unit", "node", "server", "entity", "pump", "engine", "id"),
 )
+# Words in the names of fields that tell who pays what to whom.
+_AMOUNT_WORDS: Final = frozenset({"amount", "amt", "price", "total", "paid"})
+_PAYER_WORDS: Final = frozenset({"card", "customer", "account", "user", "client", "payer", "sender"})
+_COUNTERPART_WORDS: Final = frozenset(
+    {"merchant", "terminal", "shop", "store", "payee", "beneficiary", "recipient", "receiver"}
+)
+# Fewer values than this are kinds or sizes, not amounts.
+_AMOUNTS_MIN: Final = 20
 _WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
 # A whole number is a name only where the field is called a number: sensor_1 and host_load are measurements.
 _NUMBER_WORDS: Final = frozenset({"id", "no", "nr", "number", "code"})
@@ -83,6 +91,30 @@ def entity_candidate(columns: Sequence[Column], events: int) -> str | None:
     return min(ranked)[1] if ranked else None
 
 
+@dataclass(frozen=True, slots=True)
+class Payments:
+    """Fields of a sample that look as if they told what is paid, and to whom."""
+
+    amount: str
+    counterparts: tuple[str, ...]
+
+
+def payments_candidate(columns: Sequence[Column], events: int, entity: str | None) -> Payments | None:
+    """The fields of transactions; None where no amount is paid, or the entity is nobody who pays.
+
+    Their names have to say so: an amount is a number of many values, none of them negative; the values of
+    counterparts, like those of an entity, repeat.
+    """
+    amount = next((c.name for c in columns if _is_called(c, _AMOUNT_WORDS) and _may_be_amount(c)), None)
+    payer = next((c for c in columns if c.name == entity), None)
+    if amount is None or payer is None or not _is_called(payer, _PAYER_WORDS):
+        return None
+    others = (c for c in columns if c.name not in (entity, amount) and _is_called(c, _COUNTERPART_WORDS))
+    return Payments(
+        amount, tuple(c.name for c in others if _is_called_a_name(c) and _may_be_entity(c, events))
+    )
+
+
 def _column(name: str, values: Sequence[object]) -> Column:
     there = [v for v in values if v is not None and v != ""]
     numbers = [v for v in there if isinstance(v, bool | int | float)]
@@ -126,10 +158,27 @@ def _percent(share: float) -> str:
 
 
 def _rank(column: Column) -> int | None:
-    words = [word.lower() for word in _WORDS.findall(column.name)]
+    words = _words(column)
     ranks = [r for r, word in enumerate(_ENTITY_WORDS) if word in words or f"{word}id" in words]
-    called_so = len(words) == 1 or not _NUMBER_WORDS.isdisjoint(words[-1:])
-    return min(ranks, default=None) if column.kind == "text" or called_so else None
+    return min(ranks, default=None) if _is_called_a_name(column) else None
+
+
+def _words(column: Column) -> list[str]:
+    return [word.lower() for word in _WORDS.findall(column.name)]
+
+
+def _is_called(column: Column, one_of: frozenset[str]) -> bool:
+    words = _words(column)
+    return any(word in one_of or word.removesuffix("id") in one_of for word in words)
+
+
+def _is_called_a_name(column: Column) -> bool:
+    words = _words(column)
+    return column.kind == "text" or len(words) == 1 or not _NUMBER_WORDS.isdisjoint(words[-1:])
+
+
+def _may_be_amount(column: Column) -> bool:
+    return column.kind == "number" and column.low >= 0 and column.distinct >= _AMOUNTS_MIN
 
 
 def _may_be_entity(column: Column, events: int) -> bool:

@@ -375,11 +375,11 @@ class Worker:
                 self.metrics.checkpoints_refused.labels(reason).set(times)
         show(self.metrics, self.lanes, self.source.lag(), self.delivery, self.learner)
         for lane, kept in self.lanes.items():
-            if kept.features.entities.evicted_total and lane not in self._full:
+            if kept.features.evicted_total and lane not in self._full:
                 self._full.add(lane)
                 log.warning(
-                    "lane=%s has more than input.max_entities=%d entities: the least recently seen ones make room, "
-                    "and start anew when they return",
+                    "lane=%s has more than input.max_entities=%d entities, or counterparts of a kind: the least "
+                    "recently seen ones make room, and start anew when they return",
                     lane,
                     self.settings.input.max_entities,
                 )

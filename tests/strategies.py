@@ -81,6 +81,7 @@ def some_events(events: Events, start: int, stop: int) -> Events:
         events.numeric[start:stop],
         [column[start:stop] for column in events.categorical],
         events.values[start:stop],
+        counterparts=[column[start:stop] for column in events.counterparts],
     )
 
 

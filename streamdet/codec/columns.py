@@ -29,6 +29,7 @@ class Columns:
     categorical: Sequence[Sequence[str | None]]  # C columns of m values
     problems: Sequence[Problem] = field(default=())
     unusable: int = 0  # values of another type than the field's, taken as missing
+    counterparts: Sequence[Sequence[str | None]] = ()  # K columns of m names
 
 
 class Codec(Protocol):
@@ -49,6 +50,7 @@ class Row(NamedTuple):
     numeric: tuple[float, ...]
     categorical: tuple[str | None, ...]
     unusable: tuple[str, ...]  # names of fields with a value of another type
+    counterparts: tuple[str | None, ...] = ()
 
 
 def gather(schema: Schema, rows: Sequence[tuple[int, Row]], problems: Sequence[Problem]) -> Columns:
@@ -62,4 +64,5 @@ def gather(schema: Schema, rows: Sequence[tuple[int, Row]], problems: Sequence[P
         categorical=[[row.categorical[c] for _, row in rows] for c in range(len(schema.categorical))],
         problems=problems,
         unusable=sum(len(row.unusable) for _, row in rows),
+        counterparts=[[row.counterparts[k] for _, row in rows] for k in range(len(schema.counterparts))],
     )

@@ -27,6 +27,7 @@ class CsvCodec:
         position = {name: i for i, name in enumerate(header)}
         self._numeric = [position[name] for name in schema.numeric]
         self._categorical = [position[name] for name in schema.categorical]
+        self._counterparts = [position[name] for name in schema.counterparts]
         self._timestamp = position[schema.timestamp] if schema.timestamp is not None else None
         self._entity = position[schema.entity] if schema.entity is not None else None
 
@@ -45,6 +46,7 @@ class CsvCodec:
             entities=[row[self._entity] or None for row in rows] if self._entity is not None else (),
             numeric=numeric,
             categorical=[[row[i] or None for row in rows] for i in self._categorical],
+            counterparts=[[row[i] or None for row in rows] for i in self._counterparts],
         )
 
     def original(self, value: bytes) -> dict[str, object]:
@@ -106,6 +108,7 @@ class CsvCodec:
             numeric=tuple(math.nan if n is None else n for n in numbers),
             categorical=tuple(fields[i] or None for i in self._categorical),
             unusable=tuple(self._header[i] for i, n in zip(self._numeric, numbers, strict=True) if n is None),
+            counterparts=tuple(fields[i] or None for i in self._counterparts),
         )
 
 

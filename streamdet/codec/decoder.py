@@ -112,6 +112,7 @@ class Decoder:
             columns.categorical,
             columns.index,
         )
+        counterparts = columns.counterparts
         if not keep.all():
             kept = np.flatnonzero(keep).tolist()
             columns_at, times_ms, numeric, index = (
@@ -122,6 +123,7 @@ class Decoder:
             )
             entities = [entities[i] for i in kept] if entities else ()
             categorical = [[column[i] for i in kept] for column in categorical]
+            counterparts = [[column[i] for i in kept] for column in counterparts]
         if len(index) < len(values):
             values = [values[i] for i in index.tolist()]
         return Events(
@@ -133,12 +135,17 @@ class Decoder:
             categorical=categorical,
             values=values,
             order=None if records.order is None else records.order[columns_at],
+            counterparts=[[name or "" for name in column] for column in counterparts],
         )
 
     def _no_events(self, records: Records) -> Events:
         none = np.empty(0, np.int64)
         numeric = np.empty((0, len(self._schema.numeric)))
-        return Events(records.lane, none, none, (), numeric, [() for _ in self._schema.categorical], ())
+        schema = self._schema
+        categorical, counterparts = (
+            [() for _ in names] for names in (schema.categorical, schema.counterparts)
+        )
+        return Events(records.lane, none, none, (), numeric, categorical, (), counterparts=counterparts)
 
 
 def _rejects(records: Records, problems: list[Problem]) -> list[Reject]:

@@ -21,10 +21,12 @@ def infer_schema(
     label: str | None,
     timestamp: str | None = None,
     entity: str | None = None,
+    keys: Sequence[str] = (),
 ) -> Schema:
     """A schema for records like these: the time column by name and content, numbers numeric, text categorical.
 
-    The column that `label` names, and identifiers, are left out. `timestamp` and `entity` are taken as they are.
+    The column that `label` names, and identifiers, are left out. `timestamp` and `entity` are taken as they are, and
+    `keys` are no features.
 
     Raises:
         ConfigError: there is no column to judge.
@@ -35,7 +37,7 @@ def infer_schema(
         timestamp = _time_column(values)
     numeric, categorical = [], []
     for name in names:
-        if name in (label, timestamp, entity) or not values[name]:
+        if name in (label, timestamp, entity, *keys) or not values[name]:
             continue
         kind = _kind(values[name])
         if kind == "number":

@@ -40,6 +40,7 @@ class JsonCodec:
 
         numeric = [field(name, _NUMBER, math.nan) for name in schema.numeric]
         self._categorical = [attrgetter(field(name, _NAME, None)) for name in schema.categorical]
+        self._counterparts = [attrgetter(field(name, _NAME, None)) for name in schema.counterparts]
         self._timestamp = (
             attrgetter(field(schema.timestamp, _TIME, None)) if schema.timestamp is not None else None
         )
@@ -85,6 +86,7 @@ class JsonCodec:
             else (),
             numeric=numeric,
             categorical=[[_name(v) for v in map(get, events)] for get in self._categorical],
+            counterparts=[[_name(v) for v in map(get, events)] for get in self._counterparts],
         )
 
     def _one_by_one(self, values: Sequence[bytes]) -> Columns:
@@ -113,20 +115,21 @@ class JsonCodec:
             if number is None:
                 unusable.append(name)
             numeric.append(math.nan if number is None else number)
-        categorical = []
-        for name in schema.categorical:
+        names = []
+        for name in schema.categorical + schema.counterparts:
             value = fields.get(name)
             if isinstance(value, dict | list | Constant):
                 unusable.append(name)
                 value = None
-            categorical.append(_name(value))
+            names.append(_name(value))
         entity = fields.get(schema.entity) if schema.entity is not None else None
         return Row(
             timestamp=fields.get(schema.timestamp) if schema.timestamp is not None else None,
             entity=str(entity) if isinstance(entity, str | int) and not isinstance(entity, bool) else None,
             numeric=tuple(numeric),
-            categorical=tuple(categorical),
+            categorical=tuple(names[: len(schema.categorical)]),
             unusable=tuple(unusable),
+            counterparts=tuple(names[len(schema.categorical) :]),
         )
 
 

@@ -4,11 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 import numpy as np
 
 from streamdet.decide.judging import severity
 from streamdet.events import (
+    AMOUNT,
+    COUNTS,
+    GAP,
+    KEY_COLUMNS,
+    SUMS,
     Alert,
     Bools,
     Cause,
@@ -16,12 +22,24 @@ from streamdet.events import (
     FeatureShare,
     Ints,
     Mode,
+    Rows,
     Schema,
     SourcePosition,
     Verdicts,
 )
 from streamdet.features.rows import Featured, LaneFeatures
 from streamdet.models.version import Explanation, ModelVersion
+
+# What tells less of a transaction's history is left out: of so many facts most tell nothing.
+SHARE_MIN: Final = 1e-5
+# What is expected of a counterpart: no name, as an entity has many.
+KNOWN: Final = "a known one"
+# What the history tells of a key of a transaction, in the words of an alert.
+FACTS: Final = {GAP: "seconds_since_last"} | {
+    first + j: f"{what}_{span}"
+    for what, first in (("count", COUNTS), ("sum", SUMS))
+    for j, span in enumerate(("1h", "24h", "7d"))
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +52,22 @@ class Explained:
     def of(self, which: Ints) -> Explanation:
         """Those of some of them."""
         at = np.searchsorted(self.which, which)
-        return Explanation(self.explanation.expected[at], self.explanation.share[at])
+        return Explanation(
+            self.explanation.expected[at], self.explanation.share[at], self.explanation.usual[at]
+        )
+
+
+def explained_by(model: ModelVersion, rows: Rows, schema: Schema) -> Explanation:
+    """Why a model finds rows strange; what the history of a transaction tells of the amount is the amount's."""
+    explanation = model.explain(rows)
+    if schema.amount is None or not explanation.usual.shape[1]:
+        return explanation
+    expected, share = explanation.expected.copy(), explanation.share.copy()
+    amount, history = schema.columns.index(schema.amount), len(schema.columns) + AMOUNT
+    share[:, amount] += share[:, history]
+    share[:, history] = 0.0
+    expected[:, amount] = explanation.usual[:, AMOUNT]
+    return Explanation(expected, share, explanation.usual)
 
 
 def explain(
@@ -73,7 +106,8 @@ def explain(
     if model is None:
         explanation = _by_range_alone(outside, len(schema.columns))
     else:
-        explanation = model.explain(featured.rows[which]) if explained is None else explained.of(which)
+        rows = featured.rows[which]
+        explanation = explained_by(model, rows, schema) if explained is None else explained.of(which)
     detected_at = _iso(detected_at_ms)
     score, p_value = verdicts.score, verdicts.p_value
     alerts = []
@@ -112,7 +146,7 @@ def _shares(
     schema: Schema,
 ) -> list[FeatureShare]:
     """Event i, row k of the explanation; numbers outside their hard range first, then the largest share."""
-    shares = []
+    shares = _of_history(events, i, featured, explanation, k, schema)
     numeric = len(schema.numeric)
     for column, name in enumerate(schema.columns):
         share = float(explanation.share[k, column])
@@ -132,11 +166,31 @@ def _shares(
     return sorted(shares, key=lambda feature: (feature.name not in first, -feature.share))
 
 
+def _of_history(
+    events: Events, i: int, featured: Featured, explanation: Explanation, k: int, schema: Schema
+) -> list[FeatureShare]:
+    """Those facts of the history of a transaction's keys that tell something, but for the amount."""
+    shares = explanation.share[k, len(schema.columns) :]
+    history = featured.rows.values[i, featured.rows.values.shape[1] - len(shares) :]
+    told = []
+    for column in (int(c) for c in (shares >= SHARE_MIN).nonzero()[0]):
+        key, fact = divmod(column - 1, KEY_COLUMNS)
+        share, expected = float(shares[column]), float(explanation.usual[k, column])
+        if key <= len(schema.counterparts):
+            owner = (schema.entity, *schema.counterparts)[key]
+            told.append(FeatureShare(f"{FACTS[fact]} of {owner}", float(history[column]), expected, share))
+        else:
+            which = column - 1 - KEY_COLUMNS * (1 + len(schema.counterparts))
+            name = events.counterparts[which][i] or None
+            told.append(FeatureShare(schema.counterparts[which], name, KNOWN, share))
+    return told
+
+
 def _by_range_alone(outside: Bools, columns: int) -> Explanation:
     """What can be said of k events without a model: which of their values, (k, D), lie outside a hard range."""
     share = np.zeros((len(outside), columns))
     share[:, : outside.shape[1]] = outside / outside.sum(axis=1, keepdims=True)
-    return Explanation(np.full(share.shape, np.nan), share)
+    return Explanation(np.full(share.shape, np.nan), share, np.empty((len(outside), 0)))
 
 
 def _iso(time_ms: int) -> str:

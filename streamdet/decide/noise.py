@@ -13,7 +13,7 @@ import numpy as np
 
 from streamdet.config import FeatureNoise, Settings
 from streamdet.decide.damping import Damping
-from streamdet.decide.explaining import Explained
+from streamdet.decide.explaining import Explained, explained_by
 from streamdet.decide.harmless import FeatureRules
 from streamdet.events import Bools, Cause, Events, Floats, Rows, Schema, State, Verdicts
 from streamdet.features.rows import Featured
@@ -32,6 +32,7 @@ class Sieve:
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
         noise = settings.noise
+        self._schema = schema
         self._features = FeatureRules.of(
             [noise.features.get(name, FeatureNoise()) for name in schema.numeric]
         )
@@ -81,7 +82,7 @@ class Sieve:
         which = np.flatnonzero(strange)
         if version is None or not len(which) or not self._features.may_excuse:
             return None
-        return Explained(which, version.explain(rows[which]))
+        return Explained(which, explained_by(version, rows[which], self._schema))
 
     def _with_ranges(self, verdicts: Verdicts, ranged: Bools) -> Verdicts:
         """Raise what lies outside a hard range to its limit, or a nominal one before the first; learn none of it."""

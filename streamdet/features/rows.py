@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamdet.compiled import compiled
-from streamdet.events import EXPECTATION_COLUMNS, Bools, Events, Floats, Ints, Rows, Schema, State
+from streamdet.events import Bools, Events, Floats, Ints, Rows, Schema, State
 from streamdet.features.categories import Rarity
 from streamdet.features.entities import FIRST_SLOT, EntityTable
 from streamdet.features.expectation import Expectation
+from streamdet.features.transactions import Transactions
 
 # Beside each number stand recent means of it, with half of the weight on so many events of the entity. A missing value
 # is taken to be the slower one.
@@ -34,7 +35,7 @@ class Featured:
 
 
 class LaneFeatures:
-    """What is remembered of one lane to make rows: of each entity recent means, or a metric's history; categories."""
+    """What is remembered of one lane to make rows: recent means of each entity, its history, categories."""
 
     def __init__(self, schema: Schema, max_entities: int) -> None:
         self._schema = schema
@@ -43,11 +44,21 @@ class LaneFeatures:
         self._means = np.full((1, len(schema.numeric)), np.nan)
         self._categories = [Rarity() for _ in schema.categorical]
         self._expectation = Expectation(entities=schema.entity is not None) if schema.metric else None
+        self._transactions = (
+            Transactions(len(schema.counterparts), max_entities) if schema.amount is not None else None
+        )
+        self._amount = schema.numeric.index(schema.amount) if schema.amount is not None else 0
 
     @property
     def entities(self) -> EntityTable:
         """Which entities are kept."""
         return self._entities
+
+    @property
+    def evicted_total(self) -> int:
+        """How many entities, and counterparts of transactions, have made room for others."""
+        counterparts = self._transactions.evicted_total if self._transactions is not None else 0
+        return self._entities.evicted_total + counterparts
 
     def transform(self, events: Events) -> Featured:
         """Rows of the events, in order."""
@@ -58,11 +69,15 @@ class LaneFeatures:
         imputed = np.zeros(values.shape, np.bool_)
         clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
         _fill(clipped, slots, fresh, self._fast, self._means, len(self._schema.columns), values, imputed)
+        history = values.shape[1] - self._schema.history
         if self._expectation is not None:
-            values[:, -EXPECTATION_COLUMNS:] = self._expectation.surprise(
-                clipped[:, 0], events.times_ms, slots, fresh
+            values[:, history:] = self._expectation.surprise(clipped[:, 0], events.times_ms, slots, fresh)
+            imputed[:, history:] = imputed[:, :1]
+        if self._transactions is not None:
+            amounts = events.numeric[:, self._amount]
+            values[:, history:] = self._transactions.facts(
+                amounts, events.times_ms, slots, fresh, events.counterparts
             )
-            imputed[:, -EXPECTATION_COLUMNS:] = imputed[:, :1]
         usual = np.empty((n, len(self._categories)), np.int64)
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
@@ -87,6 +102,8 @@ class LaneFeatures:
         }
         if self._expectation is not None:
             state["expectation"] = self._expectation.state(self.slots)
+        if self._transactions is not None:
+            state["transactions"] = self._transactions.state(self.slots)
         return state
 
     def restore(self, state: State) -> None:
@@ -98,6 +115,8 @@ class LaneFeatures:
             rarity.restore(state["categories"][str(i)])
         if self._expectation is not None and "expectation" in state:  # version 0.1 had none
             self._expectation.restore(state["expectation"])
+        if self._transactions is not None and "transactions" in state:
+            self._transactions.restore(state["transactions"])
 
     def _make_room(self, slots: int) -> None:
         have, width = self._means.shape

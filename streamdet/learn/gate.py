@@ -6,12 +6,14 @@ from enum import StrEnum
 import numpy as np
 
 from streamdet.config import Gate
-from streamdet.events import Floats, Rows
+from streamdet.events import AMOUNT, Floats, Rows
 from streamdet.features.rows import RECENT_STEPS
 from streamdet.models.version import ModelVersion
 
 # An anomaly is planted by moving one column of a normal row this many spreads away.
 PLANTED_SPREADS = 6.0
+# Of a transaction it is the amount, which becomes so many times as large as it was.
+PLANTED_TIMES = 5.0
 PLANTED_EVERY = 4  # of the rows: so many do for a probability
 # Chance alone puts a few rows over the limit: so many more than the ratio allows do not refuse a candidate.
 ALERTS_SLACK = 5
@@ -108,4 +110,6 @@ def _planted(rows: Rows, model: ModelVersion) -> Rows:
     means = np.flatnonzero(column < numeric)
     for k, step in enumerate(RECENT_STEPS):
         values[means, features + k * numeric + column[means]] += np.float32(step) * moved[means]
+    if model.preset == "transactions":
+        values[:, features + 2 * numeric + AMOUNT] *= PLANTED_TIMES
     return Rows(values, rows.imputed)

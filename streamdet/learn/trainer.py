@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from streamdet.events import Floats, Rows, Schema
 from streamdet.models.calibration import Calibration
@@ -50,15 +51,19 @@ def train(
     """
     columns, numeric = schema.columns, len(schema.numeric)
     if preset is None:
-        preset = preset_of(snapshot.training, len(columns), numeric)
+        preset = (
+            "transactions" if schema.transactions else preset_of(snapshot.training, len(columns), numeric)
+        )
     if previous is not None and previous.preset != preset:
         previous = None
     used = row_width(preset, len(columns), numeric)
     rows, floor = _narrowed(snapshot.training, used), snapshot.spread_floor
+    history = snapshot.training.values[:, len(columns) + 2 * numeric :]
     floor = None if floor is None else floor[:used]
     scaler = Scaler.fit(rows.values.astype(np.float64), floor)
     if snapshot.trim > 0:
-        rows = _without_most_deviating(rows, scaler, snapshot.trim)
+        kept = _least_deviating(rows, scaler, snapshot.trim)
+        rows, history = rows[kept], history[kept]
         scaler = Scaler.fit(rows.values.astype(np.float64), floor)
     values = torch.from_numpy(rows.values).to(device)
     training = Training(
@@ -66,6 +71,7 @@ def train(
         scaler.to(device).transform(values),
         torch.from_numpy((~rows.imputed).astype(np.float32)).to(device),
         torch.Generator().manual_seed((seed * 1_000_003 + snapshot.at) % 2**63),
+        torch.from_numpy(np.ascontiguousarray(history)).to(device),
     )
     flat = Calibration.fit(np.ones(1), pareto=True)
     members = {}
@@ -85,10 +91,11 @@ def _narrowed(rows: Rows, used: int) -> Rows:
     return Rows(np.ascontiguousarray(rows.values[:, :used]), np.ascontiguousarray(rows.imputed[:, :used]))
 
 
-def _without_most_deviating(rows: Rows, scaler: Scaler, share: float) -> Rows:
+def _least_deviating(rows: Rows, scaler: Scaler, share: float) -> NDArray[np.intp]:
+    """Which rows are left without this share, in order."""
     deviation = scaler.transform(torch.from_numpy(rows.values)).abs().mean(1).numpy()
     keep = np.argsort(deviation, kind="stable")[: len(rows) - int(share * len(rows))]
-    return rows[np.sort(keep)]
+    return np.sort(keep)
 
 
 def _calibrated(version: ModelVersion, held_out: Rows) -> ModelVersion:

@@ -4,10 +4,12 @@ Found by experiment on recorded streams (`scripts/bench quality`): what a metric
 history tells best, and a network beside it serves as a second opinion that has to be surer. On sensors, whose values
 hang together in time, the network and the memory see what a mean deviation misses, and recent means beside each value
 help most of all. On records, which come in any order, attacks move along the main directions of normal data, which a
-reconstruction follows; mean deviation and forest see them.
+reconstruction follows; mean deviation and forest see them. Of transactions the amount against the entity's habit tells
+most; all else counts where it is far out only, as a mean of many views would drown it.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from streamdet.models.scorers import ALIGNMENT, Block, Scorer, Training
 from streamdet.models.scorers.deviation import Deviation
 from streamdet.models.scorers.expectation import Expectation
 from streamdet.models.scorers.forest import Forest
+from streamdet.models.scorers.habits import Habit, Level, Novelty, Velocity
 from streamdet.models.scorers.nearest import Nearest
 from streamdet.models.scorers.reconstruction import Reconstruction
 
@@ -26,23 +29,34 @@ SCORERS: Final[dict[str, type[Scorer]]] = {
     "deviation": Deviation,
     "expectation": Expectation,
     "forest": Forest,
+    "habit": Habit,
+    "level": Level,
     "nearest": Nearest,
+    "novelty": Novelty,
     "reconstruction": Reconstruction,
+    "velocity": Velocity,
 }
 
 
 class Preset(NamedTuple):
     """What is run on a kind of data."""
 
-    weights: dict[str, float]  # by scorer; they sum to 1, but where the strongest counts
+    weights: dict[str, float]  # by scorer; they sum to 1, but where the strongest or what is far out counts
     recent: bool  # whether rows hold recent means beside each number
     strongest: bool = (
         False  # the largest weighted surprise counts, not the mean, and it needs no more calibration
     )
+    beyond: Mapping[str, float] = MappingProxyType({})  # only what is beyond so many nats counts, by scorer
+
+    def telling(self, name: str, surprise: Tensor) -> Tensor:
+        """What counts of the surprise of a scorer, (n,)."""
+        return (surprise - self.beyond[name]).clamp_min(0.0) if name in self.beyond else surprise
 
     def combine(self, surprises: Mapping[str, Tensor]) -> Tensor:
         """One surprise of those of the scorers, (n,) each."""
-        weighted = {name: self.weights[name] * surprise for name, surprise in surprises.items()}
+        weighted = {
+            name: self.weights[name] * self.telling(name, surprise) for name, surprise in surprises.items()
+        }
         if not self.strongest:
             return torch.stack(list(weighted.values())).sum(0)
         first, *others = weighted.values()
@@ -51,6 +65,9 @@ class Preset(NamedTuple):
 
 # Of a metric the network alone makes nothing rarer than one row in a hundred: it does not know the calendar.
 SECOND_OPINION_MAX: Final = 4.6
+
+# Of transactions nothing but the habit counts unless it is rarer than one row in 150.
+FAR_OUT: Final = 5.0
 
 # What these say is a surprise in nats already.
 CALIBRATED: Final = frozenset({"expectation"})
@@ -61,6 +78,11 @@ PRESETS: Final = {
     # What version 0.1 had, for its checkpoints; no user asks for it.
     "plain": Preset({"deviation": 2 / 3, "reconstruction": 1 / 3}, recent=False),
     "records": Preset({"deviation": 2 / 5, "forest": 2 / 5, "reconstruction": 1 / 5}, recent=False),
+    "transactions": Preset(
+        {"habit": 1.0, "level": 1.0, "velocity": 1.0, "novelty": 1.0, "reconstruction": 1 / 20},
+        recent=False,
+        beyond=dict.fromkeys(("level", "velocity", "novelty", "reconstruction"), FAR_OUT),
+    ),
 }
 
 # A value that is new each time differs from its recent mean by 0.81 of its own variance, whatever its distribution. One

@@ -20,6 +20,7 @@ from streamdet.models.calibration import SCORE_MIN, Calibration
 from streamdet.models.presets import CALIBRATED, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
 from streamdet.models.scorers import Block, Scorer, padded_width
+from streamdet.models.scorers.habits import Velocity
 from streamdet.models.scorers.reconstruction import ROWS, Reconstruction
 from streamdet.threshold.apart import beginning_of_those_apart
 
@@ -34,7 +35,8 @@ class Explanation:
     """What the model expected of n rows."""
 
     expected: Floats  # (n, F), in the units of the features
-    share: Floats  # (n, F), non-negative, each row sums to 1
+    share: Floats  # (n, F + H), non-negative, each row sums to 1; H columns of the history of transactions, else none
+    usual: Floats  # (n, H) of that history, in its units; NaN where the model does not tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,7 @@ class _Scoring:
         self._columns, self._numeric = len(version.columns), version.numeric
         self._used = version.width
         self._padded = padded_width(version.width)
-        self._expects = len(version.columns) + 2 * version.numeric  # where a metric's expectation begins
+        self._history = len(version.columns) + 2 * version.numeric  # where it begins
         self._preset = PRESETS[version.preset]
         self._scaler = version.scaler.to(version.device)
         self._members = {name: member.to(version.device) for name, member in version.members.items()}
@@ -218,23 +220,29 @@ class _Scoring:
     def explain(self, rows: Rows) -> Explanation:
         """Shares weigh the scorers by their surprise; see `ModelVersion.explain`."""
         block, n = self._block(rows), len(rows)
-        whole = torch.zeros_like(block.z)
+        whole = torch.zeros(len(block.z), self._padded + block.history.shape[1], device=self._device)
         for name, member in self._members.items():
             parts = member.scorer.parts(block)
             if parts is None:  # what it cannot tell, the deviation of the columns stands for
                 parts = block.z.abs() * block.seen
             surprise = member.calibration.surprise(member.scorer.score(block))
-            whole += self._preset.weights[name] * _shared_out(parts, surprise)
-        parts = self._folded(whole)
+            telling = self._preset.telling(name, surprise)
+            whole[:, : parts.shape[1]] += self._preset.weights[name] * _shared_out(parts, telling)
+        velocity = self._members["velocity"].scorer if "velocity" in self._members else None
+        history = block.history if isinstance(velocity, Velocity) else block.history[:, :0]
+        parts = torch.cat([self._folded(whole), whole[:, self._padded :][:, : history.shape[1]]], 1)
         share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)
         # What the network restores for a row far outside of what it knows is far out itself: the expectation is
         # held within the range of normal rows.
         restored = self._network.restore(block.z)[:, : self._used].clamp(-2.0, 2.0)
         expected = self._scaler.inverse(restored)[:n, : self._columns].cpu().numpy().astype(np.float64)
         if "expectation" in self._members:
-            residual = rows.values[:, self._expects + RESIDUAL].astype(np.float64)
+            residual = rows.values[:, self._history + RESIDUAL].astype(np.float64)
             expected[:, 0] = rows.values[:, 0] - residual
-        return Explanation(expected, share[:n].cpu().numpy().astype(np.float64))
+        usual = velocity.usual(history) if isinstance(velocity, Velocity) else history
+        return Explanation(
+            expected, share[:n].cpu().numpy().astype(np.float64), usual[:n].cpu().numpy().astype(np.float64)
+        )
 
     def _folded(self, parts: Tensor) -> Tensor:
         """Parts of the columns, (n, F), with those of recent means added to their number's."""
@@ -254,9 +262,9 @@ class _Scoring:
         seen = functional.pad(seen, wider).to(self._device)
         padding = (0, self._padded - self._used)
         z = functional.pad(self._scaler.transform(raw), padding)
-        expectation = torch.from_numpy(rows.values[:, self._expects :])
-        expectation = functional.pad(expectation, (0, 0, 0, total - n)).to(self._device)
-        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), expectation, n)
+        history = torch.from_numpy(rows.values[:, self._history :])
+        history = functional.pad(history, (0, 0, 0, total - n)).to(self._device)
+        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), history, n)
 
 
 def _numbers(name: str, calibration: Calibration) -> dict[str, Tensor]:

@@ -37,7 +37,9 @@ class Metrics:
             "Values of another type than their field's, taken as missing",
             registry=r,
         )
-        self.evicted = Gauge("streamdet_entities_evicted", "Entities that made room for others", registry=r)
+        self.evicted = Gauge(
+            "streamdet_entities_evicted", "Entities and counterparts that made room for others", registry=r
+        )
         self.entities = Gauge("streamdet_entities", "Entities kept", registry=r)
         self.device = Gauge("streamdet_device_info", "What the model runs on", ["device"], registry=r)
         self.model = Gauge("streamdet_model_trained_at_events", "Events seen by the model in use", registry=r)

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from streamdet.config import parse
+from streamdet.evaluate.simulate import simulate_cards
 from streamdet.events import Alert
 from streamdet.replaying import Replay, replay
 
@@ -77,3 +78,53 @@ def test_digits_that_change_from_low_to_high_are_followed(tmp_path: Path) -> Non
     assert roc_auc_score(odd[WARMUP : len(low)], raw[WARMUP : len(low)]) > 0.95
     assert roc_auc_score(odd[settled:], raw[settled:]) > 0.95
     assert summary["metrics"]["precision"] > 0.5
+
+
+def test_stolen_cards_and_bursts_of_payments_rank_first_by_the_raw_columns_alone(tmp_path: Path) -> None:
+    """Simulated payments; into some, a thief's series of usual amounts at new terminals within minutes is put."""
+    cards = simulate_cards(seed=5, days=30, customers=300, terminals=300)
+    rng = np.random.default_rng(0)
+    rows: list[tuple[Any, ...]] = [
+        (int(second), *row[2:], int(scenario in (1, 3)), 0)
+        for second, row, scenario in zip(cards.times_s, cards.rows(), cards.scenarios, strict=True)
+    ]
+    settled = len(rows) // 2
+    for start in rng.choice(np.arange(settled, len(rows)), 15, replace=False):
+        second, customer, _, amount = rows[start][:4]
+        rows += [(second + 60 * k, customer, f"away{start}-{k}", amount, 1, int(k >= 5)) for k in range(10)]
+    rows.sort(key=lambda row: row[0])
+    header = ["ts", "customer", "terminal", "amount", "label", "late"]
+    path = written(tmp_path / "payments.csv", header, rows)
+    paid = {"amount": "amount", "counterparts": ["terminal"]}
+    given = {
+        "timestamp": "ts",
+        "entity": "customer",
+        "features": {"numeric": ["amount"]},
+        "transactions": paid,
+    }
+    scores, alerts = tmp_path / "scores.csv", tmp_path / "alerts.jsonl"
+    summary = replay(
+        Replay([path], scores=scores, alerts=alerts),
+        parse({"model": {"device": "cpu"}, "limit": {"alert_rate": 0.002}, "input": given}),
+        StopAfter(),
+    )
+    with scores.open(newline="") as file:
+        raw = np.array([float(row["raw_score"] or "nan") for row in csv.DictReader(file)])
+    labels, late = (np.array([row[column] for row in rows]) == 1 for column in (4, 5))
+    burst = labels & np.array([str(row[2]).startswith("away") for row in rows])
+    usual, stolen = raw[settled:][~labels[settled:]], raw[settled:][(labels & ~burst)[settled:]]
+    assert summary["metrics"]["average_precision"] > 0.75
+    assert (raw[late] > np.quantile(usual, 0.995)).all()
+    assert (stolen > np.quantile(usual, 0.995)).mean() > 0.65  # five times little is not much
+    told = [
+        msgspec.json.decode(line, type=Alert).features[0].name for line in alerts.read_bytes().splitlines()
+    ]
+    assert (
+        {"amount", "terminal"}
+        <= set(told)
+        <= {"amount", "terminal", *bursts_of("customer"), *bursts_of("terminal")}
+    )
+
+
+def bursts_of(key: str) -> set[str]:
+    return {f"{what}_{span} of {key}" for what in ("count", "sum") for span in ("1h", "24h", "7d")}

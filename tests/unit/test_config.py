@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from streamdet.app import configured_schema, foreign_schema, inferred_schema
 from streamdet.config import EXCEEDANCES_MIN, Limit, Settings, load, parse
 from streamdet.errors import ConfigError
+from streamdet.events import Schema
 
 SECRET = "hunter2-hunter2"
 SASL = {"protocol": "SASL_SSL", "mechanism": "PLAIN", "username": "me"}
@@ -342,3 +344,91 @@ def test_every_setting_says_in_a_sentence_what_it_is() -> None:
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().limit.window = 5  # type: ignore[misc]
+
+
+# --- Transactions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"transactions": {"amount": "amount"}}, "transactions needs entity"),
+        ({"entity": "card", "transactions": {"counterparts": ["shop"]}}, "set transactions.amount"),
+        ({"entity": "card", "transactions": {"amount": "card"}}, "card: a field is"),
+        ({"entity": "card", "timestamp": "ts", "transactions": {"amount": "ts"}}, "ts: a field is"),
+        (
+            {"entity": "card", "transactions": {"amount": "amount", "counterparts": ["card"]}},
+            "card: a field is",
+        ),
+        (
+            {"entity": "card", "transactions": {"amount": "amount", "counterparts": ["amount"]}},
+            "amount: a field is",
+        ),
+        (
+            {"entity": "card", "transactions": {"amount": "amount", "counterparts": ["shop", "shop"]}},
+            "named more than once: shop",
+        ),
+        (
+            {
+                "entity": "card",
+                "features": {"numeric": ["amount"], "categorical": ["shop"]},
+                "transactions": {"amount": "amount", "counterparts": ["shop"]},
+            },
+            "shop: a field is",
+        ),
+        (
+            {
+                "entity": "card",
+                "features": {"categorical": ["amount"]},
+                "transactions": {"amount": "amount"},
+            },
+            "move it to features.numeric",
+        ),
+        ({"entity": "card", "transactions": {"amount": "amount", "terminals": ["t"]}}, "counterparts"),
+    ],
+)
+def test_transactions_that_make_no_sense_are_refused_with_what_to_do(
+    given: dict[str, Any], hint: str
+) -> None:
+    assert hint in refusal({"input": given})
+
+
+def test_the_preset_of_transactions_and_their_fields_belong_together() -> None:
+    paid = {"entity": "card", "transactions": {"amount": "amount"}}
+    assert "set input.transactions.amount" in refusal({"model": {"preset": "transactions"}})
+    assert "set model.preset to auto" in refusal({"model": {"preset": "records"}, "input": paid})
+    for preset in ("auto", "transactions"):
+        assert parse({"model": {"preset": preset}, "input": paid}).input.transactions.amount == "amount"
+
+
+def test_the_amount_is_a_feature_whether_it_is_named_as_one_or_not() -> None:
+    paid = {"entity": "card", "transactions": {"amount": "amount", "counterparts": ["shop"]}}
+    for numeric, expected in (
+        (["tip"], ("tip", "amount")),
+        (["amount", "tip"], ("amount", "tip")),
+    ):
+        settings = parse({"input": {**paid, "features": {"numeric": numeric}}})
+        schema = configured_schema(settings.input)
+        assert schema is not None
+        assert (schema.numeric, schema.amount, schema.counterparts) == (expected, "amount", ("shop",))
+        assert Schema.from_state(schema.as_state()) == schema
+
+
+def test_keys_are_no_features_where_these_are_inferred() -> None:
+    paid = {"entity": "card", "transactions": {"amount": "amount", "counterparts": ["shop"]}}
+    settings = parse({"input": paid})
+    sample = [{"card": "c", "shop": i % 3, "amount": 1.5, "tip": 0.1, "label": 0} for i in range(9)]
+    assert inferred_schema(sample, "label", settings.input).columns == ("amount", "tip")
+
+
+def test_a_checkpoint_of_other_transactions_is_another_streams() -> None:
+    paid = {"entity": "card", "transactions": {"amount": "amount", "counterparts": ["shop"]}}
+    settings = parse({"input": {**paid, "features": {"numeric": ["amount"]}}})
+    schema = configured_schema(settings.input)
+    assert schema is not None
+    assert foreign_schema(settings, schema.as_state()) is None
+    without = Schema(None, "card", ("amount",), ())
+    assert "amount" in (foreign_schema(settings, without.as_state()) or "")
+    plain = parse({"input": {"entity": "card", "features": {"numeric": ["amount"]}}})
+    assert foreign_schema(plain, without.as_state()) is None
+    assert "amount" in (foreign_schema(plain, schema.as_state()) or "")

@@ -146,3 +146,34 @@ def test_a_record_timestamp_that_is_no_time_is_rejected_where_it_is_the_event_ti
     decoded = decoder_of(schema).decode(records)
     assert [r.reason for r in decoded.rejects] == [Reason.INVALID_TIMESTAMP]
     assert len(decoded.events) == 2
+
+
+def test_counterparts_are_names_and_a_missing_one_is_none() -> None:
+    schema = Schema("ts", "card", ("amount",), (), "amount", ("terminal", "shop"))
+    good = b'{"ts": 1750000000000, "card": 7, "amount": 1.5, "terminal": 12, "shop": "s"}'
+    values = [
+        good,
+        b"{",
+        good.replace(b"12", b"null"),
+        good.replace(b"1.5", b"null"),
+        good.replace(b', "shop": "s"', b""),
+    ]
+    codec = JsonCodec(schema)
+    for some in (values, [good, values[2], values[4]]):  # record by record, and all at once
+        events = Decoder(codec, schema, 1000, reject_unusable=False).decode(records_of(some)).events
+        assert events.counterparts == [["12", "", "12"], ["s", "s", ""]]
+    header = ("card", "amount", "shop", "terminal", "ts")
+    rows = Decoder(CsvCodec(schema, header), schema, 1000, reject_unusable=False).decode(
+        records_of([b"7,1.5,s,12,2026-03-01T12:00:00Z", b"7,x,s,12,soon", b"7,1.5,,12,2026-03-01T12:00:00Z"])
+    )
+    assert rows.events.counterparts == [["12", "12"], ["s", ""]]
+
+
+def test_a_counterpart_that_is_no_name_is_missing_or_a_reason_to_reject() -> None:
+    schema = Schema("ts", "card", ("amount",), (), "amount", ("terminal",))
+    value = b'{"ts": 1750000000000, "card": 7, "amount": 1.5, "terminal": [1]}'
+    for reject in (False, True):
+        decoder = Decoder(JsonCodec(schema, reject_unusable=reject), schema, 1000, reject_unusable=reject)
+        decoded = decoder.decode(records_of([value]))
+        assert [reject_.reason for reject_ in decoded.rejects] == [Reason.INVALID_VALUE] * reject
+        assert decoded.events.counterparts == [[""] * (not reject)]

@@ -167,3 +167,56 @@ def test_an_entity_is_called_so_and_comes_again(name: str, values: list[object],
 def test_the_most_telling_name_is_preferred() -> None:
     columns = columns_of([{"id": f"{i % 5}", "account": f"{i % 3}", "card": f"{i % 4}"} for i in range(40)])
     assert entity_candidate(columns, 40) == "card"
+
+
+# --- Transactions ---------------------------------------------------------------------------------------------------
+
+PAYMENTS = [
+    {
+        "ts": f"2026-01-01T00:{i // 60:02d}:{i % 60:02d}Z",
+        "card_id": 4_000 + i % 9,
+        "merchantId": f"m{i % 11}",
+        "terminal_id": i % 13,
+        "amount": 1.5 + i % 40,
+        "fee": 0.1 * (i % 7),
+    }
+    for i in range(200)
+]
+
+
+def test_what_looks_like_transactions_is_proposed_with_the_reason(tmp_path: Path) -> None:
+    text = written(tmp_path, PAYMENTS)
+    settings, bare = loaded(tmp_path, text), loaded(tmp_path, with_all_taken_away(text))
+    assert settings.input.transactions == config.Transactions()
+    assert settings.input.features == config.Features(numeric=("amount", "fee"))
+    assert bare.input.entity == "card_id"
+    expected = config.Transactions(amount="amount", counterparts=("merchantId", "terminal_id"))
+    assert bare.input.transactions == expected
+    said = " ".join(line.strip(" #") for line in text.splitlines())
+    assert (
+        "These look like transactions: amount (1.5 to 40.5), merchantId (11 values such as m0, m1, m2)"
+        in said
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"amount": None},
+        {"amount": -1.0},
+        {"card_id": None},
+        {"amount": 5},  # always the same
+    ],
+)
+def test_without_an_amount_or_a_payer_nothing_is_proposed(tmp_path: Path, change: dict[str, object]) -> None:
+    rows = [{**row, **change} for row in PAYMENTS]
+    assert "look like transactions" not in written(tmp_path, rows)
+
+
+def test_measurements_with_amounts_are_no_transactions(tmp_path: Path) -> None:
+    rows = [{"pump": f"p{i % 5}", "amount": 1.5 + i % 40, "store": f"s{i % 3}"} for i in range(200)]
+    text = written(tmp_path, rows)
+    assert "look like transactions" not in text
+    assert loaded(tmp_path, text).input.features == config.Features(
+        numeric=("amount",), categorical=("store",)
+    )

@@ -33,7 +33,7 @@ def excuse(
 ) -> Cause:
     """What excuses an event with this pressure and this temperature."""
     features = FeatureRules.of([FeatureNoise(**rules.get(name, {})) for name in SCHEMA.numeric])
-    explanation = Explanation(np.array([expected]), np.array([share]))
+    explanation = Explanation(np.array([expected]), np.array([share]), np.empty((1, 0)))
     return Cause(int(features.excuses(np.array([actual]), explanation)[0]))
 
 

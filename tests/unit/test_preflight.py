@@ -193,3 +193,25 @@ def test_memory_grows_with_entities_and_partitions_as_measured() -> None:
     assert 1 < with_rules - estimate_mb(3, entity="device") < 10
     one = {"features": {"numeric": ["a"]}}
     assert 10 < estimate_mb(1, entity="device", max_entities=1_000, **one) - estimate_mb(1, **one) < 100
+
+
+def test_transactions_are_said_and_their_memory_is_reckoned(tmp_path: Path) -> None:
+    features = {"numeric": ["amount"]}
+    paid = {"entity": "card", "features": features, "max_entities": 100_000}
+    findings = checked(
+        tmp_path, input={**paid, "transactions": {"amount": "amount", "counterparts": ["shop"]}}
+    )
+    assert "preset: transactions, as input.transactions names the amount" in findings.notes
+    assert any(
+        "100,000 entities (input.max_entities), and as many of shop each," in note for note in findings.notes
+    )
+
+    def estimate(**more: Any) -> int:
+        return memory_estimate_bytes(parse({"input": {**paid, **more}}), 1, 0)
+
+    kinds = [
+        estimate(transactions={"amount": "amount", "counterparts": names})
+        for names in ([], ["a"], ["a", "b"])
+    ]
+    plain = estimate(features={"numeric": ["amount", "tip"]})
+    assert plain < kinds[0] < kinds[1] < kinds[2]

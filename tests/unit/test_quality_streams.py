@@ -118,11 +118,21 @@ def test_payments_have_keys_and_are_judged_from_the_15th_day(tmp_path: Path) -> 
         ("amount",),
         ["terminal_id"],
     )
+    assert (stream.amount, stream.counterparts) == ("amount", ("terminal_id",))
     assert stream.keys is not None
     assert stream.keys[:8].tolist() == ["0", "1", "2", "3", "4", "5", "6", "0"]
     assert np.flatnonzero(stream.judged)[0] == 14 * 24
     assert stream.hopeless is not None
     assert np.flatnonzero(stream.hopeless).tolist() == [400]
+
+
+def test_of_payments_the_detector_gets_no_column_that_was_made_of_earlier_ones(tmp_path: Path) -> None:
+    header = "timestamp,customer_id,terminal_id,amount,cust_nb_1d,term_nb_7d,is_night,label"
+    rows = [(f"2024-04-{1 + i // 24:02}T{i % 24:02}:00:00", 1, 2, 9.5, 3, 4, 0, i % 2) for i in range(480)]
+    record(tmp_path / "cards_sim/cards_21days.csv.gz", header, rows)
+    record(tmp_path / "cards_sim/fraud_scenarios.csv", "row,scenario", [(1, 1)])
+    (stream,) = streams(tmp_path, "cards")
+    assert stream.derived == ("cust_nb_1d", "term_nb_7d")
 
 
 def test_a_recording_is_written_with_all_that_belongs_to_an_event(tmp_path: Path) -> None:

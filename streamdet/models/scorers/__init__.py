@@ -21,7 +21,7 @@ class Block(NamedTuple):
     z: Tensor  # (n, P) squashed, see `Scaler`
     seen: Tensor  # (n, P) 1 where a value was there, else 0
     there: Tensor  # (n,) values that were there, at least 1
-    expectation: Tensor  # (n, EXPECTATION_COLUMNS) of a metric, else (n, 0)
+    history: Tensor  # (n, H) what the history of a metric or of a transaction's keys says; H is 0 elsewhere
     rows: int  # the first so many are to be scored; the others fill the block up
 
 
@@ -32,6 +32,7 @@ class Training(NamedTuple):
     z: Tensor  # (n, F)
     seen: Tensor  # (n, F)
     generator: torch.Generator  # on the CPU, so that a GPU sees the same draws
+    history: Tensor = torch.empty(0, 0)  # (n, H)
 
 
 class Scorer(Protocol):
@@ -55,7 +56,10 @@ class Scorer(Protocol):
         """How strange each row is, (n,), positive; 0 for a row without values."""
 
     def parts(self, block: Block) -> Tensor | None:
-        """What each column contributes, (n, P), not negative; None where that cannot be told."""
+        """What each column contributes, (n, P), not negative; None where that cannot be told.
+
+        Of a scorer that goes by the history, (n, P + H).
+        """
 
 
 class Unfitted:

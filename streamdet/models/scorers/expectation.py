@@ -15,7 +15,7 @@ class Expectation(Unfitted):
 
     def score(self, block: Block) -> Tensor:
         """Nats, (n,)."""
-        return block.expectation[:, FORECAST:].amax(1).clamp_min(0.0)
+        return block.history[:, FORECAST:].amax(1).clamp_min(0.0)
 
     def parts(self, block: Block) -> Tensor:
         """All of it is the number's, which is the first column; (n, P)."""

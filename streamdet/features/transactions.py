@@ -1,0 +1,336 @@
+"""Who pays how much, how often, when and where: habits of the keys of a transaction, per key, in order.
+
+A transaction has several keys: the entity (a card) and its counterparts (a terminal). Of each key is kept, in constant
+memory, what it usually pays, how many transactions it has had and what they came to, decayed exponentially so that
+half of an hour's count is left after an hour, and at which hours of the day it pays. Of an entity and a counterpart is
+kept how often they have met. Rows tell these as plain facts, in counts, seconds and units of the amount; how strange
+they are is for the scorers to say (`models/scorers/habits.py`).
+
+Counts, sums and the usual amount have seen the row itself; all else only what was before it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamdet.compiled import compiled
+from streamdet.events import (
+    AMOUNT,
+    COUNTS,
+    GAP,
+    HOUR,
+    KEY_COLUMNS,
+    SUMS,
+    USUAL,
+    Bools,
+    Floats,
+    Ints,
+    State,
+    transaction_columns,
+)
+from streamdet.features.entities import FIRST_SLOT, EntityTable
+
+# Seconds after which half is left of what counts for 1 hour, 24 hours and 7 days.
+HALF_LIVES_S: Final = (3_600.0, 43_200.0, 302_400.0)
+SPANS: Final = len(HALF_LIVES_S)
+# A first transaction counts as one after so long.
+GAP_FIRST_S: Final = 30 * 86_400.0
+_DAY_S: Final = 86_400.0
+_HALF: Final = math.log(0.5)
+
+# What is learnt of an amount is at most so many times the usual one: a stolen card's amounts do not become its habit
+# within days. A new habit gets through, as each transaction may add its share of that. The newest have at least
+# this share in the usual amount.
+REACH: Final = 2.0
+AMOUNT_RATE: Final = 0.02
+LANE_RATE: Final = 0.001
+# Larger amounts, or sums of some of them, would be infinite in float32.
+AMOUNT_MAX: Final = 1e30
+# Hours are forgotten by count, and are taken to be any hour as if two more had been seen.
+HOUR_RATE: Final = 0.02
+HOURS_PRIOR: Final = 2.0
+# Counterparts remembered of an entity; the one not met for longest makes room.
+PAIRS: Final = 64
+
+
+class Habits(NamedTuple):
+    """What is kept of one kind of key, a row per slot; in slot 0 the usual amount of the lane, as a logarithm."""
+
+    learnt: Ints  # (S,) amounts
+    usual: Floats  # (S,) mean of what was learnt of amounts
+    seen: Ints  # (S,) transactions
+    last_s: Floats  # (S,) time of the last one
+    counts: Floats  # (S, SPANS) decayed to `last_s`
+    sums: Floats  # (S, SPANS)
+    hours: Floats  # (S, 3) forgetting sums of the cosine and the sine of the time of day, and of ones
+
+
+class Pairs(NamedTuple):
+    """How often entities have met counterparts of one kind, the last met first; a row per slot of the entity."""
+
+    met: Ints  # (S, PAIRS) numbers of counterparts, 0 where there is none
+    times: Ints  # (S, PAIRS)
+
+
+class _Counterparts:
+    """One kind of counterpart: which there are, their habits, and whom they met.
+
+    Each gets a number when it comes into the table, and never the number of another. One that had to leave it is
+    unknown when it comes back.
+    """
+
+    def __init__(self, max_entities: int) -> None:
+        self.table = EntityTable(max_entities)
+        self.habits = _no_habits(1)
+        self.pairs = _no_pairs(1)
+        self.numbers = np.zeros(1, np.int64)  # by slot
+        self.numbered = np.zeros(1, np.int64)  # how many numbers were given
+
+
+class Transactions:
+    """What is remembered of the transactions of a lane."""
+
+    def __init__(self, counterparts: int, max_entities: int) -> None:
+        self._own = _no_habits(1)
+        self._counterparts = [_Counterparts(max_entities) for _ in range(counterparts)]
+
+    @property
+    def evicted_total(self) -> int:
+        """How many counterparts have made room for others."""
+        return sum(theirs.table.evicted_total for theirs in self._counterparts)
+
+    def facts(
+        self, amounts: Floats, times_ms: Ints, slots: Ints, fresh: Bools, names: Sequence[Sequence[str]]
+    ) -> NDArray[np.float32]:
+        """Columns, (n, transaction_columns), of n transactions of these entities, in order.
+
+        Args:
+            amounts: (n,); a negative one counts by its size, one of 0 or NaN teaches nothing of amounts.
+            times_ms: (n,); where time runs backwards, nothing decays.
+            slots: (n,) of the entities.
+            fresh: (n,) where the slot has a new owner.
+            names: n names of each kind of counterpart; "" is none, which has no habits.
+        """
+        sizes = np.minimum(np.abs(np.nan_to_num(amounts, nan=0.0)), AMOUNT_MAX)
+        seconds = times_ms / 1000.0
+        columns = np.zeros((len(sizes), transaction_columns(1 + len(names))), np.float32)
+        self._own = _with_room(self._own, _no_habits, slots)
+        seen = _follow(sizes, seconds, slots, fresh, self._own, columns[:, 1 : 1 + KEY_COLUMNS])
+        columns[:, AMOUNT] = np.where(sizes > 0.0, sizes, columns[:, 1 + USUAL])
+        novelties = 1 + KEY_COLUMNS * (1 + len(names))
+        for k, (theirs, column) in enumerate(zip(self._counterparts, names, strict=True)):
+            at, new = theirs.table.assign(column)
+            theirs.habits = _with_room(theirs.habits, _no_habits, at)
+            theirs.numbers = _longer(theirs.numbers, at)
+            theirs.pairs = _with_room(theirs.pairs, _no_pairs, slots)
+            first = 1 + KEY_COLUMNS * (1 + k)
+            _follow(sizes, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
+            _meet(
+                slots, fresh, seen, at, new, theirs.numbers, theirs.numbered, theirs.pairs,
+                columns[:, novelties + k],
+            )  # fmt: skip
+        return columns
+
+    def state(self, slots: int) -> State:
+        """All of it, by name, of the first slots of the entities: views that change with the next call."""
+        return {
+            "own": _first(self._own, slots),
+            "counterparts": {
+                str(k): {
+                    "table": theirs.table.state(),
+                    "habits": _first(theirs.habits, len(theirs.table) + FIRST_SLOT),
+                    "pairs": _first(theirs.pairs, slots),
+                    "numbers": theirs.numbers[: len(theirs.table) + FIRST_SLOT],
+                    "numbered": theirs.numbered,
+                }
+                for k, theirs in enumerate(self._counterparts)
+            },
+        }
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave."""
+        self._own = Habits(**{name: np.array(state["own"][name]) for name in Habits._fields})
+        for k, theirs in enumerate(self._counterparts):
+            saved = state["counterparts"][str(k)]
+            theirs.table.restore(saved["table"])
+            theirs.habits = Habits(**{name: np.array(saved["habits"][name]) for name in Habits._fields})
+            theirs.pairs = Pairs(**{name: np.array(saved["pairs"][name]) for name in Pairs._fields})
+            theirs.numbers = np.array(saved["numbers"])
+            theirs.numbered = np.array(saved["numbered"])
+
+
+def bytes_per_entity(counterparts: int) -> int:
+    """What an entity takes, and a counterpart of each of so many kinds."""
+    habits, pairs = (sum(array.nbytes for array in some) for some in (_no_habits(1), _no_pairs(1)))
+    number = 8
+    return habits + counterparts * (habits + pairs + number)
+
+
+def _no_habits(slots: int) -> Habits:
+    return Habits(
+        learnt=np.zeros(slots, np.int64),
+        usual=np.zeros(slots),
+        seen=np.zeros(slots, np.int64),
+        last_s=np.zeros(slots),
+        counts=np.zeros((slots, SPANS)),
+        sums=np.zeros((slots, SPANS)),
+        hours=np.zeros((slots, 3)),
+    )
+
+
+def _no_pairs(slots: int) -> Pairs:
+    return Pairs(met=np.zeros((slots, PAIRS), np.int64), times=np.zeros((slots, PAIRS), np.int64))
+
+
+def _with_room(kept: Any, empty: Any, slots: Ints) -> Any:  # noqa: ANN401 - Habits, or Pairs
+    have, wanted = len(kept[0]), int(slots.max(initial=0)) + 1
+    if wanted <= have:
+        return kept
+    more = empty(max(wanted, 2 * have) - have)
+    return type(kept)(*(np.concatenate(pair) for pair in zip(kept, more, strict=True)))
+
+
+def _longer(numbers: Ints, slots: Ints) -> Ints:
+    have, wanted = len(numbers), int(slots.max(initial=0)) + 1
+    return numbers if wanted <= have else np.concatenate([numbers, np.zeros(max(wanted, have), np.int64)])
+
+
+def _first(kept: Habits | Pairs, slots: int) -> State:
+    return {name: array[:slots] for name, array in kept._asdict().items()}
+
+
+@compiled
+def _follow(
+    sizes: Floats,
+    seconds: Floats,
+    slots: Ints,
+    fresh: Bools,
+    kept: Habits,
+    out: NDArray[np.float32],
+) -> Ints:  # pragma: no cover - compiled
+    """Fill in the columns of one kind of key; how many transactions it had before each, (n,)."""
+    before = np.zeros(len(sizes), np.int64)
+    for i in range(len(sizes)):
+        slot, size, second = slots[i], sizes[i], seconds[i]
+        if fresh[i]:
+            _clear(slot, kept)
+        before[i] = kept.seen[slot] if slot != 0 else 0
+        _decay(second, slot, kept, out[i])
+        out[i, USUAL] = _usual(size, slot, kept)
+        for j in range(SPANS):
+            out[i, COUNTS + j] = kept.counts[slot, j] + 1.0 if slot != 0 else 1.0
+            out[i, SUMS + j] = kept.sums[slot, j] + size if slot != 0 else size
+        out[i, HOUR] = _unusual_hour(second, slot, kept)
+        if slot != 0:
+            kept.seen[slot] += 1
+            kept.last_s[slot] = second
+            kept.counts[slot] += 1.0
+            kept.sums[slot] += size
+    return before
+
+
+@compiled
+def _decay(
+    second: float, slot: int, kept: Habits, out: NDArray[np.float32]
+) -> None:  # pragma: no cover - compiled
+    """Bring counts and sums to this time, and tell how long ago the last transaction was."""
+    if kept.seen[slot] == 0:
+        out[GAP] = GAP_FIRST_S
+        return
+    passed = max(0.0, second - kept.last_s[slot])
+    out[GAP] = passed
+    for j in range(SPANS):
+        left = math.exp(_HALF * passed / HALF_LIVES_S[j])
+        kept.counts[slot, j] *= left
+        kept.sums[slot, j] *= left
+
+
+@compiled
+def _usual(size: float, slot: int, kept: Habits) -> float:  # pragma: no cover - compiled
+    """The mean amount, this one included, drawn towards the lane's as if that had come once; then learns it.
+
+    With itself in the mean, an amount is at most as many times the usual one as there have been, so that little is
+    made of the first amounts of a key.
+    """
+    typical = math.exp(kept.usual[0]) if kept.learnt[0] > 0 else size
+    many, mean = (kept.learnt[slot], kept.usual[slot]) if slot != 0 else (0, 0.0)
+    known = (many * mean + typical) / (many + 1.0)
+    if size <= 0.0:
+        return float(known)
+    if slot != 0:
+        counted = min(size, REACH * known)
+        kept.learnt[slot] += 1
+        kept.usual[slot] += max(AMOUNT_RATE, 1.0 / kept.learnt[slot]) * (counted - mean)
+    kept.learnt[0] += 1
+    kept.usual[0] += max(LANE_RATE, 1.0 / kept.learnt[0]) * (math.log(size) - kept.usual[0])
+    many = min(many, 1.0 / AMOUNT_RATE)
+    return float((many * mean + typical + size) / (many + 2.0))
+
+
+@compiled
+def _unusual_hour(second: float, slot: int, kept: Habits) -> float:  # pragma: no cover - compiled
+    """0 where the key has always paid at this hour, 1 where nothing is known, towards 2 at the opposite hour."""
+    if slot == 0:
+        return 1.0
+    angle = 2.0 * math.pi * (second % _DAY_S) / _DAY_S
+    x, y = math.cos(angle), math.sin(angle)
+    hours = kept.hours[slot]
+    along = (hours[0] * x + hours[1] * y) / (hours[2] + HOURS_PRIOR)
+    hours *= 1.0 - HOUR_RATE
+    hours[0] += x
+    hours[1] += y
+    hours[2] += 1.0
+    return float(1.0 - along)
+
+
+@compiled
+def _meet(
+    slots: Ints,
+    fresh: Bools,
+    seen: Ints,
+    at: Ints,
+    new: Bools,
+    numbers: Ints,
+    numbered: Ints,
+    kept: Pairs,
+    out: NDArray[np.float32],
+) -> None:  # pragma: no cover - compiled
+    """How many times rarer than usual the entity meets this counterpart: its transactions over those with it."""
+    for i in range(len(slots)):
+        slot = slots[i]
+        if fresh[i]:
+            kept.met[slot] = 0
+            kept.times[slot] = 0
+        if new[i]:
+            numbered[0] += 1
+            numbers[at[i]] = numbered[0]
+        times = _times_met(numbers[at[i]], kept.met[slot], kept.times[slot]) if at[i] != 0 else seen[i]
+        out[i] = (seen[i] + 1.0) / (times + 1.0)
+
+
+@compiled
+def _times_met(number: int, met: Ints, times: Ints) -> int:  # pragma: no cover - compiled
+    """How often it was met before; then puts it first, the others behind it, and the last one out if it is new."""
+    place = 0
+    while place < PAIRS - 1 and met[place] != number and met[place] != 0:
+        place += 1
+    before = times[place] if met[place] == number else 0
+    for j in range(place, 0, -1):
+        met[j] = met[j - 1]
+        times[j] = times[j - 1]
+    met[0] = number
+    times[0] = before + 1
+    return int(before)
+
+
+@compiled
+def _clear(slot: int, kept: Habits) -> None:  # pragma: no cover - compiled
+    kept.learnt[slot] = kept.seen[slot] = 0
+    kept.usual[slot] = 0.0
+    kept.last_s[slot] = 0.0
+    kept.counts[slot] = 0.0
+    kept.sums[slot] = 0.0
+    kept.hours[slot] = 0.0

@@ -76,7 +76,16 @@ def _quality_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--data", type=Path, help="folder of labelled recordings; without it, River's Shuttle")
     group.add_argument("--seeds", type=int, default=1, help="seeds of each model, from 0 (default 1)")
     group.add_argument("--families", help="families of streams, separated by commas (default: all)")
-    group.add_argument("--models", help="streamdet and its peers, separated by commas (default: all)")
+    group.add_argument(
+        "--models",
+        help="streamdet and its peers, separated by commas (default: all); streamdet:PRESET fixes the preset, "
+        "streamdet:only-SCORER and streamdet:without-SCORER weigh the scorers",
+    )
+    group.add_argument(
+        "--document",
+        type=Path,
+        help="write the tables into this document, between the comments that name them",
+    )
     group.add_argument("--cache", type=Path, help="folder in which the peers' results are kept")
     group.add_argument("--whole", action="store_true", help="leave no rows out of the longest recordings")
     group.add_argument(

@@ -23,18 +23,17 @@ from typing import Any, Final
 import numpy as np
 import quality_metrics as metrics
 from bench_common import Figures, Never, say
-from pyarrow import parquet
+from quality_detector import OURS, Streamdet
 from quality_nab import PROFILES, NabCorpus, ScoredFile
 from quality_peers import Model, Scored, cached, left_out, peers
 from quality_stream import Stream
 from quality_streams import FAMILIES, MULTIVARIATE_SENSORS, normal_streams, streams
+from quality_tables import beside_peers, put, with_and_without
 
-from streamdet.config import Model as ModelSettings
 from streamdet.config import Settings
-from streamdet.events import Bools, Floats, Mode
+from streamdet.events import Bools, Floats
 from streamdet.replaying import Replay, replay
 
-OURS: Final = "streamdet"
 # ROC-AUC within which two models are tied.
 TIE: Final = 0.01
 RATES: Final = (0.001, 0.005, 0.01)
@@ -61,96 +60,14 @@ def measure(given: argparse.Namespace) -> Figures:
     return _against_labels(given)
 
 
-# The detector, run as a user would run it
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """The verdicts of a replay of n rows."""
-
-    raw: Floats  # (n,), 0 where there was no model yet
-    score: Floats  # (n,) raw in limits
-    flagged: Bools  # (n,)
-    ready: Bools  # (n,) after the warm-up
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Streamdet:
-    """A replay with the default configuration, or with a preset."""
-
-    name: str
-    preset: str | None = None
-    seeded: bool = True
-    rival: bool = False
-
-    def suits(self, stream: Stream) -> bool:  # noqa: ARG002 - it takes what comes
-        """Every stream suits."""
-        return True
-
-    def run(self, stream: Stream, seed: int) -> Scored:
-        """Scores and flags of all rows."""
-        judged = self.replayed(stream, seed)
-        return Scored(judged.raw, judged.flagged, judged.seconds, judged.score)
-
-    def replayed(self, stream: Stream, seed: int, alert_rate: float | None = None) -> Judged:
-        """Verdicts of all rows, as they stand in the score file."""
-        with tempfile.TemporaryDirectory() as folder:
-            recording, scores = Path(folder) / "stream.csv", Path(folder) / "scores.parquet"
-            stream.write(recording)
-            what = Replay([recording], scores=scores)
-            summary = replay(what, self._settings(stream, seed, alert_rate), Never())
-            table = parquet.read_table(scores, columns=["raw_score", "score", "mode", "flagged"])
-        if len(table) != len(stream):
-            raise SystemExit(f"{stream.name}: {len(table)} of {len(stream)} rows were judged")
-        mode = table["mode"].to_numpy()
-        return Judged(
-            raw=np.nan_to_num(table["raw_score"].to_numpy(), nan=0.0),
-            score=np.nan_to_num(table["score"].to_numpy(), nan=0.0),
-            flagged=table["flagged"].to_numpy() == 1,
-            ready=np.isin(mode, [Mode.READY.label, Mode.ENTITY.label]),
-            seconds=summary["seconds"],
-        )
-
-    def _settings(self, stream: Stream, seed: int, alert_rate: float | None) -> Settings:
-        tree: dict[str, Any] = {"model": {"seed": seed}}
-        if self.preset is not None:
-            tree["model"]["preset"] = self.preset
-        if alert_rate is not None:
-            tree["limit"] = {"alert_rate": alert_rate}
-        if stream.entity is not None:
-            fields = _judged_fields(stream, self.preset)
-            tree["input"] = {"timestamp": "timestamp", "entity": stream.entity, **fields}
-        return Settings.model_validate(tree)
-
-
-def _judged_fields(stream: Stream, preset: str | None) -> dict[str, Any]:
-    """What a user would name; of transactions only what comes with each, nothing that was made of earlier ones."""
-    if stream.amount is None or preset not in (None, "transactions"):
-        return {"features": {"numeric": stream.columns, "categorical": tuple(stream.categories)}}
-    numeric = tuple(name for name in stream.columns if name not in stream.derived)
-    categorical = tuple(name for name in stream.categories if name not in stream.counterparts)
-    return {
-        "features": {"numeric": numeric, "categorical": categorical},
-        "transactions": {"amount": stream.amount, "counterparts": stream.counterparts},
-    }
-
-
 def _models(given: argparse.Namespace) -> list[Model]:
     """Those asked for, else the detector and all peers."""
     others = {model.name: model for model in cached(peers(), given.cache)}
     wanted = _split(given.models) or [OURS, *others]
-    return [_ours(name) or others.get(name) or _unknown("model", name, [OURS, *others]) for name in wanted]
-
-
-def _ours(name: str) -> Streamdet | None:
-    if name == OURS:
-        return Streamdet(name)
-    if not name.startswith(f"{OURS}:"):
-        return None
-    if "preset" not in ModelSettings.model_fields:
-        raise SystemExit(f"--models {name}: the configuration has no presets")
-    return Streamdet(name, name.partition(":")[2])
+    return [
+        Streamdet.called(name) or others.get(name) or _unknown("model", name, [OURS, *others])
+        for name in wanted
+    ]
 
 
 def _families(given: argparse.Namespace) -> list[str]:
@@ -203,11 +120,22 @@ def _against_labels(given: argparse.Namespace) -> Figures:
         _tell(family, summary)
     everything = _everything(families, results)
     _tell("all families", everything)
+    if given.document is not None:
+        _write(given.document, families)
     return {
         "quality": _by_stream(results),
         "families": families | {"all": everything},
         "left_out": left_out(),
     }
+
+
+def _write(document: Path, families: Mapping[str, Figures]) -> None:
+    """The table beside peers where some ran, that of the scorers where any was alone or left out."""
+    models = [figures for summary in families.values() for figures in summary.items()]
+    if any(isinstance(figures, dict) and figures.get("rival") for _, figures in models):
+        put(document, "quality", beside_peers(families, OURS))
+    if any(name.startswith(f"{OURS}:") for name, _ in models):
+        put(document, "scorers", with_and_without(families, OURS))
 
 
 def _of_family(given: argparse.Namespace, family: str, models: Sequence[Model]) -> Iterator[Result]:
@@ -314,7 +242,8 @@ def _model_summary(results: Sequence[Result]) -> Figures:
         {name: metrics.mean([r.numbers.get(name, float("nan")) for r in mine]) for name in names}
         for mine in each
     ]
-    summary: Figures = {"streams": len(each[0]), "seeds": len(seeds), **_over_seeds(means)}
+    rival = results[0].rival
+    summary: Figures = {"streams": len(each[0]), "seeds": len(seeds), "rival": rival, **_over_seeds(means)}
     pooled = [_pooled(mine) for mine in each]
     if pooled[0]:
         summary["pooled"] = _over_seeds(pooled)

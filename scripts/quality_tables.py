@@ -69,7 +69,18 @@ def beside_peers(families: Mapping[str, Mapping[str, Any]], ours: str) -> list[s
         if mine.get("roc_auc") is not None:
             best = " / ".join(_best(models, name) for name in ("roc_auc", "average_precision"))
             rows.append([family, _pair(models[ours]), best, _standing(models, ours)])
-    return table(["family", ours, "best peer", "best or tied"], rows)
+    lines = table(["family", ours, "best peer", "best or tied"], rows)
+    nab = families.get("nab", {}).get(ours, {}).get("nab", {}).get("mean")
+    return [*lines, *([] if nab is None else _of_nab(nab))]
+
+
+def _of_nab(mean: Mapping[str, float]) -> list[str]:
+    best, live = mean["standard_by_raw"], mean["standard_live"]
+    return [
+        "",
+        f"NAB, standard profile: {best:.1f} with the threshold optimised as on its board, {live:.1f} with the alerts "
+        "as they are given.",
+    ]
 
 
 def _pair(figures: Mapping[str, Any]) -> str:

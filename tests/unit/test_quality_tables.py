@@ -63,6 +63,13 @@ def test_the_best_peer_is_the_best_of_the_rivals_at_each_figure() -> None:
     assert rows[2:] == ["| smd | 0.900 ± 0.012 / 0.500 | 0.850 (forest) / 0.600 (z) | 50% of 2 |"]
 
 
+def test_of_nab_its_own_scores_are_told() -> None:
+    nab = {"nab": {"mean": {"standard_by_raw": 69.94, "standard_live": 70.4}}, **figures(None)}
+    *_, told = beside_peers({"nab": {"streamdet": nab}}, "streamdet")
+    assert told.startswith("NAB, standard profile: 69.9 with the threshold optimised")
+    assert "70.4 with the alerts" in told
+
+
 def test_variants_stand_under_the_default_with_what_they_gain() -> None:
     models = {
         "streamdet": figures(0.9, 0.5),

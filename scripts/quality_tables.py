@@ -78,8 +78,10 @@ def _of_nab(mean: Mapping[str, float]) -> list[str]:
     best, live = mean["standard_by_raw"], mean["standard_live"]
     return [
         "",
-        f"NAB, standard profile: {best:.1f} with the threshold optimised as on its board, {live:.1f} with the alerts "
-        "as they are given.",
+        (
+            f"NAB, standard profile: {best:.1f} with the threshold optimised as on its board, {live:.1f} with the alerts "
+            "as they are given."
+        ),
     ]
 
 

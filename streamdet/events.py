@@ -21,6 +21,11 @@ Bools = NDArray[np.bool_]
 State = Mapping[str, Any]
 
 
+# Beside each number stand recent means of it, with half of the weight on so many events of the entity. Each event moves
+# them by such a step towards its value.
+HALF_LIVES: Final = (5.0, 20.0)
+RECENT_STEPS: Final = tuple(1.0 - 2.0 ** (-1.0 / half_life) for half_life in HALF_LIVES)
+
 # Columns beside a metric: how far it is from its forecast, in its units, and four surprises in nats, see
 # `features/expectation.py`.
 EXPECTATION_COLUMNS: Final = 5

@@ -9,15 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamdet.compiled import compiled
-from streamdet.events import EXPECTATION_COLUMNS, Bools, Events, Floats, Ints, Rows, Schema, State
+from streamdet.events import (
+    EXPECTATION_COLUMNS,
+    RECENT_STEPS,
+    Bools,
+    Events,
+    Floats,
+    Ints,
+    Rows,
+    Schema,
+    State,
+)
 from streamdet.features.categories import Rarity
 from streamdet.features.entities import FIRST_SLOT, EntityTable
 from streamdet.features.expectation import Expectation
 
-# Beside each number stand recent means of it, with half of the weight on so many events of the entity. A missing value
-# is taken to be the slower one.
-HALF_LIVES = (5.0, 20.0)
-RECENT_STEPS = tuple(1.0 - 2.0 ** (-1.0 / half_life) for half_life in HALF_LIVES)
+# A missing value is taken to be the slower mean.
 _FAST, _SLOW = RECENT_STEPS
 # Larger numbers would be infinite in float32. They are far enough out to stay what they are: extreme.
 _VALUE_MAX = 1e38

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from streamdet.events import RESIDUAL, Bools, Floats, Rows
+from streamdet.events import RECENT_STEPS, RESIDUAL, Bools, Floats, Rows
 from streamdet.models.calibration import SCORE_MIN, Calibration
-from streamdet.models.presets import CALIBRATED, PRESETS, SCORERS
+from streamdet.models.presets import CALIBRATED, COMPARING, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
 from streamdet.models.scorers import Block, Scorer, padded_width
 from streamdet.models.scorers.reconstruction import ROWS, Reconstruction
@@ -25,6 +25,8 @@ from streamdet.threshold.apart import beginning_of_those_apart
 
 # Rows of no surprise at all are explained as if they had this much of it.
 SURPRISE_MIN = 1e-6
+# Where no scorer finds anything, all columns that were there share alike.
+SHARE_MIN = 1e-9
 
 Row32 = NDArray[np.float32]
 
@@ -216,17 +218,24 @@ class _Scoring:
 
     @torch.inference_mode()
     def explain(self, rows: Rows) -> Explanation:
-        """Shares weigh the scorers by their surprise; see `ModelVersion.explain`."""
-        block, n = self._block(rows), len(rows)
-        whole = torch.zeros_like(block.z)
+        """Shares weigh the scorers by their surprise; see `ModelVersion.explain`.
+
+        A recent mean has no part: it tells of the rows before, and long after a gross value of them.
+        """
+        block, n, own = self._block(rows), len(rows), slice(0, self._columns)
+        seen = block.seen[:, own].contiguous()
+        deviation = block.z[:, own].abs() * seen
+        moved = self._moved(block)
+        whole = SHARE_MIN * seen
         for name, member in self._members.items():
             parts = member.scorer.parts(block)
-            if parts is None:  # what it cannot tell, the deviation of the columns stands for
-                parts = block.z.abs() * block.seen
+            # What it cannot tell, the deviation of the columns stands for.
+            parts = deviation if parts is None else parts[:, own].contiguous()
+            if name in COMPARING:
+                parts = parts * (1.0 + moved)
             surprise = member.calibration.surprise(member.scorer.score(block))
             whole += self._preset.weights[name] * _shared_out(parts, surprise)
-        parts = self._folded(whole)
-        share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)
+        share = whole / whole.sum(1, keepdim=True).clamp_min(1e-12)
         # What the network restores for a row far outside of what it knows is far out itself: the expectation is
         # held within the range of normal rows.
         restored = self._network.restore(block.z)[:, : self._used].clamp(-2.0, 2.0)
@@ -236,12 +245,15 @@ class _Scoring:
             expected[:, 0] = rows.values[:, 0] - residual
         return Explanation(expected, share[:n].cpu().numpy().astype(np.float64))
 
-    def _folded(self, parts: Tensor) -> Tensor:
-        """Parts of the columns, (n, F), with those of recent means added to their number's."""
-        own = parts[:, : self._columns].clone()
-        for start in range(self._columns, self._used, max(self._numeric, 1)):
-            own[:, : self._numeric] += parts[:, start : start + self._numeric]
-        return own
+    def _moved(self, block: Block) -> Tensor:
+        """How far each column is from its recent mean before the row, else from typical values, in spreads, (n, F)."""
+        before = self._scaler.location.repeat(len(block.values), 1)
+        if self._preset.recent:
+            numeric, slow = self._numeric, self._columns + self._numeric
+            mean, step = block.values[:, slow : slow + numeric], RECENT_STEPS[-1]
+            before[:, :numeric] = (mean - step * block.values[:, :numeric]) / (1.0 - step)
+        before = self._scaler.transform(before)
+        return (block.z[:, : self._used] - before)[:, : self._columns].abs()
 
     def _block(self, rows: Rows) -> Block:
         """Rows as scorers see them; on the CPU their number is a multiple of what the network takes at a time."""

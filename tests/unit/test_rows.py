@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import cuts, events_of, some_events
 
-from streamdet.events import EXPECTATION_COLUMNS, Events, Schema
-from streamdet.features.rows import HALF_LIVES, Featured, LaneFeatures
+from streamdet.events import EXPECTATION_COLUMNS, HALF_LIVES, Events, Schema
+from streamdet.features.rows import Featured, LaneFeatures
 
 SCHEMA = Schema(None, "device", ("a", "b"), ("site",))
 SLOW = HALF_LIVES[1]

@@ -75,6 +75,7 @@ def build(
         ConfigError: the stream is none of the kind that the settings say.
     """
     settings.metric(schema)  # refuses a preset that is not for such a stream
+    settings.input.missing.check(schema)
     device, warning = choose_device(settings.model)
     if warning is not None:
         log.warning(warning)
@@ -92,7 +93,13 @@ def build(
         settings=settings,
         schema=schema,
         source=source,
-        decoder=Decoder(codec, schema, settings.input.max_record_bytes, reject_unusable=reject),
+        decoder=Decoder(
+            codec,
+            schema,
+            settings.input.max_record_bytes,
+            reject_unusable=reject,
+            missing=settings.input.missing,
+        ),
         delivery=delivery,
         make_learner=lambda: Learner(settings, schema, device, clock),
         lanes=Lanes(settings, schema, source, shelf, releases, keeper, metrics, adoptions),

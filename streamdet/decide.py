@@ -57,6 +57,7 @@ def explain(
     score, p_value = verdicts.score, verdicts.p_value
     alerts = []
     for k, i in enumerate(which.tolist()):
+        shares = _shares(events, i, featured, explanation, k, features, schema)
         position = SourcePosition(events.lane.topic, events.lane.partition, int(events.offsets[i]))
         alerts.append(
             Alert(
@@ -70,10 +71,11 @@ def explain(
                 p_value=float(p_value[i]),
                 severity=severity(float(score[i])),
                 mode=Mode(int(verdicts.mode[i])).label,
-                features=_shares(events, i, featured, explanation, k, features, schema),
+                features=shares,
                 model_version=model.id,
                 source=position,
                 event=originals[k],
+                confidence=1.0 - sum(share.imputed for share in shares) / len(shares),
             )
         )
     return alerts
@@ -96,7 +98,8 @@ def _shares(
         if column < numeric:
             value = float(events.numeric[i, column])
             actual = None if math.isnan(value) else value
-            shares.append(FeatureShare(name, actual, float(explanation.expected[k, column]), share))
+            expected = float(explanation.expected[k, column])
+            shares.append(FeatureShare(name, actual, expected, share, imputed=actual is None))
         else:
             c = column - numeric
             shares.append(

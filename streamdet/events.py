@@ -188,6 +188,7 @@ class Reason(StrEnum):
     MISSING_ENTITY = "missing_entity"
     INVALID_TIMESTAMP = "invalid_timestamp"
     NO_FEATURES = "no_features"
+    MISSING_VALUE = "missing_value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +261,11 @@ class FeatureShare(msgspec.Struct, frozen=True):
     actual: Annotated[float | str | None, _said("Value of the event; null if it was missing.")]
     expected: Annotated[float | str | None, _said("What the model expected, in the units of the feature.")]
     share: Annotated[float, _said("Part of the surprise, 0 to 1; the shares of an alert sum to 1.")]
+    # What was published before missing values were marked has no mark.
+    imputed: Annotated[
+        bool,
+        _said("The value was missing: the recent mean or the last one stood for it, and its share is 0."),
+    ] = False
 
 
 class SourcePosition(msgspec.Struct, frozen=True):
@@ -289,6 +295,12 @@ class Alert(msgspec.Struct, frozen=True):
     model_version: Annotated[str, _said("Names the weights, scale and calibration that scored the event.")]
     source: SourcePosition
     event: Annotated[dict[str, Any], _said("All fields of the record.")]
+    confidence: Annotated[
+        float,
+        _said(
+            "What the alert rests on, 0 to 1: 1 - imputed features / all features, so 1 where no value was missing."
+        ),
+    ] = 1.0
 
 
 ALERT_SCHEMA_VERSION = "1"

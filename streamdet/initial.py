@@ -173,6 +173,8 @@ def _section(model: type[BaseModel], path: str, seen: _Seen, *, plain: bool) -> 
 
 
 def _setting(name: str, here: str, declared: FieldInfo, seen: _Seen) -> list[str]:
+    if get_origin(declared.annotation) is dict:  # of names that only the user knows
+        return [f"{name}: {{}}"]
     value = seen.found.get(here, seen.suggested.get(here, declared.get_default(call_default_factory=True)))
     if isinstance(value, dict):
         return [f"{name}:", *(f"  - {_plain(item)}  # {remark}" for item, remark in value.items())]

@@ -24,6 +24,8 @@ RENEW = (
     "> deploy/schemas/alert.schema.json"
 )
 LANE = LaneId("plant", 2)
+# Fields that alerts of this schema version may lack: an alert from before is one still.
+LATER = ("confidence",)
 
 
 def alert(entity: str | None, actual: float | str | None) -> Alert:
@@ -37,11 +39,20 @@ def test_the_published_schema_is_made_from_the_declaration() -> None:
     assert SCHEMA["title"] == f"streamdet alert, version {ALERT_SCHEMA_VERSION}"
 
 
-def test_every_field_of_an_alert_is_required_and_described() -> None:
+def test_every_field_of_an_alert_is_described_and_required_unless_it_came_later() -> None:
     fields = SCHEMA["$defs"]["Alert"]
-    assert list(fields["properties"]) == list(Alert.__struct_fields__) == fields["required"]
+    assert list(fields["properties"]) == list(Alert.__struct_fields__)
+    assert [*fields["required"], *LATER] == list(Alert.__struct_fields__)
     for name, field in fields["properties"].items():
         assert "$ref" in field or field["description"].endswith("."), name
+
+
+def test_an_alert_from_before_missing_values_were_marked_is_still_one() -> None:
+    fields = msgspec.to_builtins(alert("pump", 1.0))
+    del fields["confidence"], fields["features"][0]["imputed"]
+    _fits(fields, SCHEMA)
+    read = msgspec.convert(fields, Alert)
+    assert (read.confidence, read.features[0].imputed) == (1.0, False)
 
 
 @pytest.mark.parametrize("entity", [None, "pump"])
@@ -73,6 +84,7 @@ def test_the_schema_refuses_what_is_no_alert(change: dict[str, Any], why: str) -
 
 
 TYPES: dict[str, type | tuple[type, ...]] = {
+    "boolean": bool,
     "string": str,
     "number": (int, float),
     "integer": int,
@@ -90,6 +102,7 @@ def _fits(value: Any, schema: dict[str, Any]) -> None:
         "$schema",
         "title",
         "description",
+        "default",
         "type",
         "properties",
         "required",
@@ -113,6 +126,7 @@ def _fits(value: Any, schema: dict[str, Any]) -> None:
     for name in schema.get("required", ()):
         assert name in value
     for name, part in schema.get("properties", {}).items():
-        _fits(value[name], part)
+        if name in value:
+            _fits(value[name], part)
     for item in value if schema["type"] == "array" else ():
         _fits(item, schema["items"])

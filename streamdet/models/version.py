@@ -19,7 +19,7 @@ from streamdet.events import RECENT_STEPS, RESIDUAL, Bools, Floats, Rows
 from streamdet.models.calibration import SCORE_MIN, Calibration
 from streamdet.models.presets import CALIBRATED, COMPARING, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
-from streamdet.models.scorers import Block, Scorer, padded_width
+from streamdet.models.scorers import Block, Scorer, mean_of, padded_width
 from streamdet.models.scorers.reconstruction import ROWS, Reconstruction
 from streamdet.threshold.apart import beginning_of_those_apart
 
@@ -218,22 +218,22 @@ class _Scoring:
 
     @torch.inference_mode()
     def explain(self, rows: Rows) -> Explanation:
-        """Shares weigh the scorers by their surprise; see `ModelVersion.explain`.
+        """Shares weigh the scorers that can tell by their surprise; see `ModelVersion.explain`.
 
         A recent mean has no part: it tells of the rows before, and long after a gross value of them.
         """
         block, n, own = self._block(rows), len(rows), slice(0, self._columns)
         seen = block.seen[:, own].contiguous()
-        deviation = block.z[:, own].abs() * seen
         moved = self._moved(block)
         whole = SHARE_MIN * seen
         for name, member in self._members.items():
             parts = member.scorer.parts(block)
-            # What it cannot tell, the deviation of the columns stands for.
-            parts = deviation if parts is None else parts[:, own].contiguous()
+            if parts is None:
+                continue
+            surprise = member.calibration.surprise(mean_of(parts, block))
+            parts = parts[:, own].contiguous()
             if name in COMPARING:
                 parts = parts * (1.0 + moved)
-            surprise = member.calibration.surprise(member.scorer.score(block))
             whole += self._preset.weights[name] * _shared_out(parts, surprise)
         share = whole / whole.sum(1, keepdim=True).clamp_min(1e-12)
         # What the network restores for a row far outside of what it knows is far out itself: the expectation is

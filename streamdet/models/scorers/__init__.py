@@ -55,7 +55,10 @@ class Scorer(Protocol):
         """How strange each row is, (n,), positive; 0 for a row without values."""
 
     def parts(self, block: Block) -> Tensor | None:
-        """What each column contributes, (n, P), not negative; None where that cannot be told."""
+        """What each column contributes, (n, P), not negative; None where that cannot be told.
+
+        The score is their mean over the values that were there.
+        """
 
 
 class Unfitted:

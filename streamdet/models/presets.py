@@ -56,7 +56,7 @@ SECOND_OPINION_MAX: Final = 4.6
 CALIBRATED: Final = frozenset({"expectation"})
 
 # These hold a row against another one, which a bad value changes in other columns too: what they say of a column counts
-# for the more, the further it has moved.
+# the more, the further it has moved.
 COMPARING: Final = frozenset({"nearest", "reconstruction"})
 
 PRESETS: Final = {

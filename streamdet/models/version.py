@@ -25,6 +25,9 @@ from streamdet.threshold.apart import beginning_of_those_apart
 
 # Rows of no surprise at all are explained as if they had this much of it.
 SURPRISE_MIN = 1e-6
+# A column that is no further from its recent mean than so many spreads has not moved: else one that is stuck among
+# others that go up and down would never be named.
+MOVES = 1.0
 # Where no scorer finds anything, all columns that were there share alike.
 SHARE_MIN = 1e-9
 
@@ -218,22 +221,18 @@ class _Scoring:
 
     @torch.inference_mode()
     def explain(self, rows: Rows) -> Explanation:
-        """Shares weigh the scorers that can tell by their surprise; see `ModelVersion.explain`.
-
-        A recent mean has no part: it tells of the rows before, and long after a gross value of them.
-        """
-        block, n, own = self._block(rows), len(rows), slice(0, self._columns)
-        seen = block.seen[:, own].contiguous()
+        """Shares weigh the scorers that can tell by their surprise; see `ModelVersion.explain`."""
+        block, n = self._block(rows), len(rows)
         moved = self._moved(block)
-        whole = SHARE_MIN * seen
+        whole = SHARE_MIN * block.seen[:, : self._columns].contiguous()
         for name, member in self._members.items():
             parts = member.scorer.parts(block)
             if parts is None:
                 continue
             surprise = member.calibration.surprise(mean_of(parts, block))
-            parts = parts[:, own].contiguous()
+            parts = self._folded(parts)
             if name in COMPARING:
-                parts = parts * (1.0 + moved)
+                parts = parts * moved.clamp_min(MOVES)
             whole += self._preset.weights[name] * _shared_out(parts, surprise)
         share = whole / whole.sum(1, keepdim=True).clamp_min(1e-12)
         # What the network restores for a row far outside of what it knows is far out itself: the expectation is
@@ -244,6 +243,18 @@ class _Scoring:
             residual = rows.values[:, self._expects + RESIDUAL].astype(np.float64)
             expected[:, 0] = rows.values[:, 0] - residual
         return Explanation(expected, share[:n].cpu().numpy().astype(np.float64))
+
+    def _folded(self, parts: Tensor) -> Tensor:
+        """Parts of the columns, (n, F), with those of the faster recent means added to their number's.
+
+        A mean counts as much as its number at most, and the slower one not at all: they tell of the rows before too,
+        and of a gross value among these for long.
+        """
+        own = parts[:, : self._columns].clone()
+        if self._preset.recent:
+            numbers, fast = own[:, : self._numeric], slice(self._columns, self._columns + self._numeric)
+            numbers += torch.minimum(numbers, parts[:, fast])
+        return own
 
     def _moved(self, block: Block) -> Tensor:
         """How far each column is from its recent mean before the row, else from typical values, in spreads, (n, F)."""

@@ -26,6 +26,12 @@ def _quality(given: argparse.Namespace) -> Figures:
     return bench_quality.measure(given)
 
 
+def _explain(given: argparse.Namespace) -> Figures:
+    import bench_explain
+
+    return bench_explain.measure(given)
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], str]] = {
     "worker": (bench_worker.measure, "events/s from Kafka to verdicts, against a bare poll-and-decode loop"),
     "latency": (
@@ -46,6 +52,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], str]] = {
         _quality,
         "how well anomalies are found in labelled recordings, beside other detectors",
     ),
+    "explain": (_explain, "how often an alert names the one feature that was spoiled in a normal row"),
 }
 
 
@@ -61,7 +68,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each side (default 5)")
     parser.add_argument("--events", type=int, help="events in a round")
     parser.add_argument("--rate", type=int, default=2000, help="events/s for latency (default 2000)")
-    _quality_options(parser.add_argument_group("quality"))
+    _quality_options(parser.add_argument_group("quality and explain"))
     given = parser.parse_args()
     figures = BENCHMARKS[given.name][0](given)
     # A benchmark with more than one table names them itself.

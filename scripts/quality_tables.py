@@ -75,14 +75,9 @@ def beside_peers(families: Mapping[str, Mapping[str, Any]], ours: str) -> list[s
 
 
 def _of_nab(mean: Mapping[str, float]) -> list[str]:
-    best, live = mean["standard_by_raw"], mean["standard_live"]
-    return [
-        "",
-        (
-            f"NAB, standard profile: {best:.1f} with the threshold optimised as on its board, {live:.1f} with the alerts "
-            "as they are given."
-        ),
-    ]
+    best, live = (f"{mean[name]:.1f}" for name in ("standard_by_raw", "standard_live"))
+    told = f"NAB, standard profile: {best} at the best threshold, as on its board, {live} with the alerts as given."
+    return ["", told]
 
 
 def _pair(figures: Mapping[str, Any]) -> str:

@@ -76,6 +76,7 @@ def build(
     """
     settings.metric(schema)  # refuses a preset that is not for such a stream
     settings.noise.check(schema)
+    settings.input.missing.check(schema)
     device, warning = choose_device(settings.model)
     if warning is not None:
         log.warning(warning)
@@ -93,7 +94,13 @@ def build(
         settings=settings,
         schema=schema,
         source=source,
-        decoder=Decoder(codec, schema, settings.input.max_record_bytes, reject_unusable=reject),
+        decoder=Decoder(
+            codec,
+            schema,
+            settings.input.max_record_bytes,
+            reject_unusable=reject,
+            missing=settings.input.missing,
+        ),
         delivery=delivery,
         make_learner=lambda: Learner(settings, schema, device, clock),
         lanes=Lanes(settings, schema, source, shelf, releases, keeper, metrics, adoptions),

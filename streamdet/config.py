@@ -137,6 +137,46 @@ class Transactions(Section):
         return self
 
 
+StandIn = Literal["mean", "last", "zero", "reject"]
+
+
+class Missing(Section):
+    """What stands for a number that an event lacks."""
+
+    default: StandIn = Field(
+        "mean",
+        description="Where nothing else is said. mean: the recent mean of the entity; last: its last value; both are "
+        "marked and count in no score. zero: absence means 0, a value like any other. reject: a dead letter.",
+    )
+    features: dict[str, StandIn] = Field(
+        {},
+        description="Numeric features for which something else stands, by name, such as {errors: zero}. "
+        "A missing category is a category of its own.",
+    )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether last values are kept."""
+        return "last" in (self.default, *self.features.values())
+
+    def which(self, stand_in: StandIn, schema: Schema) -> list[bool]:
+        """For which of the D numbers of a stream this one stands, D of them."""
+        return [self.features.get(name, self.default) == stand_in for name in schema.numeric]
+
+    def check(self, schema: Schema) -> None:
+        """Hold the names against the features of the stream.
+
+        Raises:
+            ConfigError: one of them is no numeric feature.
+        """
+        unknown = [name for name in self.features if name not in schema.numeric]
+        if unknown:
+            raise ConfigError(
+                f"input.missing.features: {', '.join(unknown)}: there is no such numeric feature; there are "
+                f"{', '.join(schema.numeric) or 'none'}: take it out, or mend the name"
+            )
+
+
 class Batch(Section):
     """Bounds of a micro-batch; whichever is reached first ends it."""
 
@@ -192,6 +232,7 @@ class Input(Section):
         "missing",
         description="What becomes of a record of which one value cannot be used: imputed, or dead-lettered.",
     )
+    missing: Missing = Field(Missing(), description="What stands for a number that an event lacks.")
     max_record_bytes: int = Field(1_048_576, ge=64, description="Larger records are dead-lettered unread.")
     max_entities: int = Field(
         10_000,

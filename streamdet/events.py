@@ -21,6 +21,11 @@ Bools = NDArray[np.bool_]
 State = Mapping[str, Any]
 
 
+# Beside each number stand recent means of it, with half of the weight on so many events of the entity. Each event moves
+# them by such a step towards its value.
+HALF_LIVES: Final = (5.0, 20.0)
+RECENT_STEPS: Final = tuple(1.0 - 2.0 ** (-1.0 / half_life) for half_life in HALF_LIVES)
+
 # Columns beside a metric: how far it is from its forecast, in its units, and four surprises in nats, see
 # `features/expectation.py`.
 EXPECTATION_COLUMNS: Final = 5
@@ -220,6 +225,7 @@ class Reason(StrEnum):
     MISSING_ENTITY = "missing_entity"
     INVALID_TIMESTAMP = "invalid_timestamp"
     NO_FEATURES = "no_features"
+    MISSING_VALUE = "missing_value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +334,11 @@ class FeatureShare(msgspec.Struct, frozen=True):
     actual: Annotated[float | str | None, _said("Value of the event; null if it was missing.")]
     expected: Annotated[float | str | None, _said("What the model expected, in the units of the feature.")]
     share: Annotated[float, _said("Part of the surprise, 0 to 1; the shares of an alert sum to 1.")]
+    # What was published before missing values were marked has no mark.
+    imputed: Annotated[
+        bool,
+        _said("The value was missing: the recent mean or the last one stood for it, and its share is 0."),
+    ] = False
 
 
 class SourcePosition(msgspec.Struct, frozen=True):
@@ -378,6 +389,12 @@ class Alert(msgspec.Struct, frozen=True):
     reason: Annotated[
         str, _said("limit: the score reached the limit; range: a value lies outside its hard range.")
     ] = Cause.LIMIT.label
+    confidence: Annotated[
+        float,
+        _said(
+            "What the alert rests on, 0 to 1: 1 - imputed features / all features, so 1 where no value was missing."
+        ),
+    ] = 1.0
 
 
 ALERT_SCHEMA_VERSION = "1"

@@ -188,9 +188,9 @@ def _section(model: type[BaseModel], path: str, seen: _Seen, *, plain: bool) -> 
 
 
 def _setting(name: str, here: str, declared: FieldInfo, seen: _Seen) -> list[str]:
-    if get_origin(declared.annotation) is dict:
+    if get_origin(declared.annotation) is dict:  # of names that only the user knows
         _, each = get_args(declared.annotation)
-        return [f"{name}: {{}}", *_of_each(each)]
+        return [f"{name}: {{}}", *(_of_each(each) if isinstance(each, type) else [])]
     value = seen.found.get(here, seen.suggested.get(here, declared.get_default(call_default_factory=True)))
     if isinstance(value, dict):
         return [f"{name}:", *(f"  - {_plain(item)}  # {remark}" for item, remark in value.items())]

@@ -96,7 +96,8 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
     if settings.input.entity is not None:
         names = settings.input.max_entities
         slots = 1 << names.bit_length()  # slot 0 is the lane; doubled until there is room
-    per_slot = SLOT_BYTES + 2 * 8 * columns
+    means = 2 + settings.input.missing.repeats  # and the last values
+    per_slot = SLOT_BYTES + means * 8 * columns
     schema = _configured(settings)
     if schema is not None and schema.metric:
         per_slot += bytes_per_slot(entities=settings.input.entity is not None)
@@ -133,6 +134,12 @@ def _topics(settings: Settings, findings: Findings) -> None:
 def _features(settings: Settings, findings: Findings) -> None:
     if settings.input.features is None:
         findings.notes.append("features: none configured, they will be inferred from the first records")
+    schema = _configured(settings)
+    if schema is not None:
+        try:
+            settings.input.missing.check(schema)
+        except ConfigError as error:
+            findings.errors.append(str(error))
 
 
 def _preset(settings: Settings, findings: Findings) -> None:

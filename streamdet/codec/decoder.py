@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from streamdet.codec.columns import Codec, Columns, Problem
 from streamdet.codec.times import TIME_MS_MAX, TIME_MS_MIN, parse_times
+from streamdet.config import Missing
 from streamdet.events import Bools, Events, Ints, Reason, Records, Reject, Schema
 
 
@@ -23,8 +24,19 @@ class Decoded:
 class Decoder:
     """Applies a codec and the rules that hold for every format."""
 
-    def __init__(self, codec: Codec, schema: Schema, max_record_bytes: int, *, reject_unusable: bool) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        schema: Schema,
+        max_record_bytes: int,
+        *,
+        reject_unusable: bool,
+        missing: Missing | None = None,
+    ) -> None:
+        missing = Missing() if missing is None else missing
         self._codec = codec
+        self._zero = np.array(missing.which("zero", schema), np.bool_)  # (D,) absence means 0
+        self._required = np.flatnonzero(missing.which("reject", schema))  # columns that no event may lack
         self._schema = schema
         self._max_record_bytes = max_record_bytes
         self._reject_unusable = reject_unusable
@@ -40,6 +52,8 @@ class Decoder:
         infinite = np.isinf(columns.numeric)
         times_ms, keep = self._check(records, columns, columns_at, infinite, problems)
         columns.numeric[infinite] = np.nan
+        if self._zero.any():
+            columns.numeric[np.isnan(columns.numeric) & self._zero] = 0.0
         events = self._events(records, values, columns, columns_at, times_ms, keep)
         return Decoded(events, _rejects(records, problems), columns.unusable + int(infinite[keep].sum()))
 
@@ -87,10 +101,14 @@ class Decoder:
             bad.append((nameless, Reason.MISSING_ENTITY, f"no usable name in {self._schema.entity!r}"))
         if self._reject_unusable:
             bad.append((np.asarray(infinite.any(axis=1)), Reason.INVALID_VALUE, "an infinite number"))
-        empty: Bools = ~np.asarray(np.isfinite(columns.numeric).any(axis=1))
+        there: Bools = np.isfinite(columns.numeric)
+        empty: Bools = ~np.asarray((there | self._zero).any(axis=1))
         for column in columns.categorical:
             empty &= np.fromiter((value is None for value in column), np.bool_, m)
         bad.append((empty, Reason.NO_FEATURES, "none of the features has a usable value"))
+        for d in self._required.tolist():
+            error = f"no usable number in {self._schema.numeric[d]!r}, and input.missing says reject"
+            bad.append((~there[:, d], Reason.MISSING_VALUE, error))
         keep = np.ones(m, np.bool_)
         for which, reason, error in bad:
             problems += [Problem(int(columns_at[i]), reason, error) for i in np.flatnonzero(which & keep)]

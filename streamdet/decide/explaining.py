@@ -112,6 +112,7 @@ def explain(
     score, p_value = verdicts.score, verdicts.p_value
     alerts = []
     for k, i in enumerate(which.tolist()):
+        shares = _shares(events, i, featured, explanation, k, outside[k], features, schema)
         position = SourcePosition(events.lane.topic, events.lane.partition, int(events.offsets[i]))
         alerts.append(
             Alert(
@@ -125,11 +126,12 @@ def explain(
                 p_value=float(p_value[i]),
                 severity=severity(float(score[i])),
                 mode=Mode(int(verdicts.mode[i])).label,
-                features=_shares(events, i, featured, explanation, k, outside[k], features, schema),
+                features=shares,
                 model_version="" if model is None else model.id,
                 source=position,
                 event=originals[k],
                 reason=Cause(int(verdicts.reason[i])).label,
+                confidence=1.0 - sum(share.imputed for share in shares) / len(schema.columns),
             )
         )
     return alerts
@@ -154,7 +156,15 @@ def _shares(
             value = float(events.numeric[i, column])
             actual = None if math.isnan(value) else value
             expected = float(explanation.expected[k, column])
-            shares.append(FeatureShare(name, actual, None if math.isnan(expected) else expected, share))
+            shares.append(
+                FeatureShare(
+                    name,
+                    actual,
+                    None if math.isnan(expected) else expected,
+                    share,
+                    imputed=actual is None,
+                )
+            )
         else:
             c = column - numeric
             shares.append(

@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamdet.compiled import compiled
-from streamdet.events import Bools, Events, Floats, Ints, Rows, Schema, State
+from streamdet.config import Missing
+from streamdet.events import RECENT_STEPS, Bools, Events, Floats, Ints, Rows, Schema, State
 from streamdet.features.categories import Rarity
 from streamdet.features.entities import FIRST_SLOT, EntityTable
 from streamdet.features.expectation import Expectation
 from streamdet.features.transactions import Transactions
 
-# Beside each number stand recent means of it, with half of the weight on so many events of the entity. A missing value
-# is taken to be the slower one.
-HALF_LIVES = (5.0, 20.0)
-RECENT_STEPS = tuple(1.0 - 2.0 ** (-1.0 / half_life) for half_life in HALF_LIVES)
 _FAST, _SLOW = RECENT_STEPS
 # Larger numbers would be infinite in float32. They are far enough out to stay what they are: extreme.
 _VALUE_MAX = 1e38
@@ -37,11 +34,13 @@ class Featured:
 class LaneFeatures:
     """What is remembered of one lane to make rows: recent means of each entity, its history, categories."""
 
-    def __init__(self, schema: Schema, max_entities: int) -> None:
+    def __init__(self, schema: Schema, max_entities: int, missing: Missing | None = None) -> None:
         self._schema = schema
+        self._repeats = np.array((missing or Missing()).which("last", schema), np.bool_)  # (D,)
         self._entities = EntityTable(max_entities)
         self._fast = np.full((1, len(schema.numeric)), np.nan)
         self._means = np.full((1, len(schema.numeric)), np.nan)
+        self._last = self._none_seen(1)
         self._categories = [Rarity() for _ in schema.categorical]
         self._expectation = Expectation(entities=schema.entity is not None) if schema.metric else None
         self._transactions = (
@@ -68,7 +67,18 @@ class LaneFeatures:
         values = np.empty((n, self._schema.width), np.float32)
         imputed = np.zeros(values.shape, np.bool_)
         clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
-        _fill(clipped, slots, fresh, self._fast, self._means, len(self._schema.columns), values, imputed)
+        _fill(
+            clipped,
+            slots,
+            fresh,
+            self._repeats,
+            self._last,
+            self._fast,
+            self._means,
+            len(self._schema.columns),
+            values,
+            imputed,
+        )
         history = values.shape[1] - self._schema.history
         if self._expectation is not None:
             values[:, history:] = self._expectation.surprise(clipped[:, 0], events.times_ms, slots, fresh)
@@ -100,6 +110,8 @@ class LaneFeatures:
             "fast_means": self._fast[: self.slots],
             "categories": {str(i): rarity.state() for i, rarity in enumerate(self._categories)},
         }
+        if self._repeats.any():
+            state["last"] = self._last[: self.slots]
         if self._expectation is not None:
             state["expectation"] = self._expectation.state(self.slots)
         if self._transactions is not None:
@@ -111,6 +123,9 @@ class LaneFeatures:
         self._entities.restore(state["entities"])
         self._means = np.array(state["means"])
         self._fast = np.array(state["fast_means"])
+        self._last = self._none_seen(len(self._means))
+        if self._repeats.any() and "last" in state:
+            self._last = np.array(state["last"])
         for i, rarity in enumerate(self._categories):
             rarity.restore(state["categories"][str(i)])
         if self._expectation is not None and "expectation" in state:  # version 0.1 had none
@@ -124,6 +139,11 @@ class LaneFeatures:
             more = np.full((max(slots, 2 * have) - have, width), np.nan)
             self._means = np.concatenate([self._means, more])
             self._fast = np.concatenate([self._fast, more])
+            self._last = np.concatenate([self._last, self._none_seen(len(more))])
+
+    def _none_seen(self, slots: int) -> Floats:
+        """Last values of so many slots: nothing is kept where no last value is asked for."""
+        return np.full((slots if self._repeats.any() else 0, len(self._repeats)), np.nan)
 
 
 @compiled
@@ -131,6 +151,8 @@ def _fill(
     numeric: Floats,
     slots: Ints,
     fresh: Bools,
+    repeats: Bools,
+    last: Floats,
     fast: Floats,
     slow: Floats,
     features: int,
@@ -139,7 +161,8 @@ def _fill(
 ) -> None:  # pragma: no cover - compiled
     """Copy (n, D) numbers into the rows, and their recent means, this event included, behind the features.
 
-    Where a number is NaN, the entity's recent mean stands for it, else the lane's, else 0.
+    Where a number is NaN, the entity's last value stands for it if the column `repeats`; otherwise the entity's recent
+    mean, else the lane's, else 0.
     """
     width = numeric.shape[1]
     for i in range(len(numeric)):
@@ -147,13 +170,19 @@ def _fill(
         if fresh[i]:
             fast[slot] = np.nan
             slow[slot] = np.nan
+            if len(last):
+                last[slot] = np.nan
         for d in range(width):
             value = numeric[i, d]
             if np.isnan(value):
                 own, lane = slow[slot, d], slow[0, d]
+                if repeats[d] and not np.isnan(last[slot, d]):
+                    own = last[slot, d]
                 value = own if not np.isnan(own) else (lane if not np.isnan(lane) else 0.0)
                 imputed[i, d] = imputed[i, features + d] = imputed[i, features + width + d] = True
             else:
+                if repeats[d]:
+                    last[slot, d] = value
                 own = slow[slot, d]
                 slow[slot, d] = value if np.isnan(own) else own + _SLOW * (value - own)
                 own = fast[slot, d]

@@ -6,8 +6,7 @@ from enum import StrEnum
 import numpy as np
 
 from streamdet.config import Gate
-from streamdet.events import AMOUNT, Floats, Rows
-from streamdet.features.rows import RECENT_STEPS
+from streamdet.events import AMOUNT, RECENT_STEPS, Floats, Rows
 from streamdet.models.version import ModelVersion
 
 # An anomaly is planted by moving one column of a normal row this many spreads away.

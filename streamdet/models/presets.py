@@ -72,6 +72,10 @@ FAR_OUT: Final = 5.0
 # What these say is a surprise in nats already.
 CALIBRATED: Final = frozenset({"expectation"})
 
+# These hold a row against another one, which a bad value changes in other columns too: what they say of a column counts
+# the more, the further it has moved.
+COMPARING: Final = frozenset({"nearest", "reconstruction"})
+
 PRESETS: Final = {
     "metric": Preset({"expectation": 1.0, "reconstruction": 1 / 2}, recent=True, strongest=True),
     "sensors": Preset({"reconstruction": 1 / 2, "nearest": 1 / 2}, recent=True),

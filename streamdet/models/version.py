@@ -15,17 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from streamdet.events import RESIDUAL, Bools, Floats, Rows
+from streamdet.events import RECENT_STEPS, RESIDUAL, Bools, Floats, Rows
 from streamdet.models.calibration import SCORE_MIN, Calibration
-from streamdet.models.presets import CALIBRATED, PRESETS, SCORERS
+from streamdet.models.presets import CALIBRATED, COMPARING, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
-from streamdet.models.scorers import Block, Scorer, padded_width
+from streamdet.models.scorers import Block, Scorer, mean_of, padded_width
 from streamdet.models.scorers.habits import Velocity
 from streamdet.models.scorers.reconstruction import ROWS, Reconstruction
 from streamdet.threshold.apart import beginning_of_those_apart
 
 # Rows of no surprise at all are explained as if they had this much of it.
 SURPRISE_MIN = 1e-6
+# A column that is no further from its recent mean than so many spreads has not moved: else one that is stuck among
+# others that go up and down would never be named.
+MOVES = 1.0
+# Where no scorer finds anything, all columns that were there share alike.
+SHARE_MIN = 1e-9
 
 Row32 = NDArray[np.float32]
 
@@ -218,20 +223,26 @@ class _Scoring:
 
     @torch.inference_mode()
     def explain(self, rows: Rows) -> Explanation:
-        """Shares weigh the scorers by their surprise; see `ModelVersion.explain`."""
+        """Shares weigh the scorers that can tell by their surprise; see `ModelVersion.explain`."""
         block, n = self._block(rows), len(rows)
-        whole = torch.zeros(len(block.z), self._padded + block.history.shape[1], device=self._device)
-        for name, member in self._members.items():
-            parts = member.scorer.parts(block)
-            if parts is None:  # what it cannot tell, the deviation of the columns stands for
-                parts = block.z.abs() * block.seen
-            surprise = member.calibration.surprise(member.scorer.score(block))
-            telling = self._preset.telling(name, surprise)
-            whole[:, : parts.shape[1]] += self._preset.weights[name] * _shared_out(parts, telling)
         velocity = self._members["velocity"].scorer if "velocity" in self._members else None
         history = block.history if isinstance(velocity, Velocity) else block.history[:, :0]
-        parts = torch.cat([self._folded(whole), whole[:, self._padded :][:, : history.shape[1]]], 1)
-        share = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)
+        moved = self._moved(block)
+        whole = functional.pad(SHARE_MIN * block.seen[:, : self._columns], (0, history.shape[1]))
+        for name, member in self._members.items():
+            parts = member.scorer.parts(block)
+            if parts is None:
+                continue
+            # One that goes by the history has parts of that too.
+            alone = parts.shape[1] == self._padded
+            scores = mean_of(parts, block) if alone else member.scorer.score(block)
+            telling = self._preset.telling(name, member.calibration.surprise(scores))
+            of_columns = self._folded(parts)
+            if name in COMPARING:
+                of_columns = of_columns * moved.clamp_min(MOVES)
+            told = of_columns if alone else torch.cat([of_columns, parts[:, self._padded :]], 1)
+            whole[:, : told.shape[1]] += self._preset.weights[name] * _shared_out(told, telling)
+        share = whole / whole.sum(1, keepdim=True).clamp_min(1e-12)
         # What the network restores for a row far outside of what it knows is far out itself: the expectation is
         # held within the range of normal rows.
         restored = self._network.restore(block.z)[:, : self._used].clamp(-2.0, 2.0)
@@ -245,11 +256,26 @@ class _Scoring:
         )
 
     def _folded(self, parts: Tensor) -> Tensor:
-        """Parts of the columns, (n, F), with those of recent means added to their number's."""
+        """Parts of the columns, (n, F), with those of the faster recent means added to their number's.
+
+        A mean counts as much as its number at most, and the slower one not at all: they tell of the rows before too,
+        and of a gross value among these for long.
+        """
         own = parts[:, : self._columns].clone()
-        for start in range(self._columns, self._used, max(self._numeric, 1)):
-            own[:, : self._numeric] += parts[:, start : start + self._numeric]
+        if self._preset.recent:
+            numbers, fast = own[:, : self._numeric], slice(self._columns, self._columns + self._numeric)
+            numbers += torch.minimum(numbers, parts[:, fast])
         return own
+
+    def _moved(self, block: Block) -> Tensor:
+        """How far each column is from its recent mean before the row, else from typical values, in spreads, (n, F)."""
+        before = self._scaler.location.repeat(len(block.values), 1)
+        if self._preset.recent:
+            numeric, slow = self._numeric, self._columns + self._numeric
+            mean, step = block.values[:, slow : slow + numeric], RECENT_STEPS[-1]
+            before[:, :numeric] = (mean - step * block.values[:, :numeric]) / (1.0 - step)
+        before = self._scaler.transform(before)
+        return (block.z[:, : self._used] - before)[:, : self._columns].abs()
 
     def _block(self, rows: Rows) -> Block:
         """Rows as scorers see them; on the CPU their number is a multiple of what the network takes at a time."""

@@ -25,7 +25,7 @@ RENEW = (
 )
 LANE = LaneId("plant", 2)
 # Fields that alerts of this schema version may lack: an alert from before is one still.
-LATER = ("reason",)
+LATER = ("reason", "confidence")
 
 
 def alert(entity: str | None, actual: float | str | None) -> Alert:
@@ -45,6 +45,14 @@ def test_every_field_of_an_alert_is_described_and_required_unless_it_came_later(
     assert [*fields["required"], *LATER] == list(Alert.__struct_fields__)
     for name, field in fields["properties"].items():
         assert "$ref" in field or field["description"].endswith("."), name
+
+
+def test_an_alert_from_before_missing_values_were_marked_is_still_one() -> None:
+    fields = msgspec.to_builtins(alert("pump", 1.0))
+    del fields["confidence"], fields["features"][0]["imputed"]
+    _fits(fields, SCHEMA)
+    read = msgspec.convert(fields, Alert)
+    assert (read.confidence, read.features[0].imputed) == (1.0, False)
 
 
 @pytest.mark.parametrize("entity", [None, "pump"])
@@ -83,6 +91,7 @@ def test_the_schema_refuses_what_is_no_alert(change: dict[str, Any], why: str) -
 
 
 TYPES: dict[str, type | tuple[type, ...]] = {
+    "boolean": bool,
     "string": str,
     "number": (int, float),
     "integer": int,

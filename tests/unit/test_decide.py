@@ -123,6 +123,14 @@ def test_features_show_what_was_there_and_what_was_expected() -> None:
     assert next(f for f in missing.features if f.name == "site").actual is None
 
 
+def test_an_alert_marks_what_was_imputed_and_rests_on_the_rest() -> None:
+    lacking, whole = alerts_of([3, 4])
+    assert [feature.name for feature in lacking.features if feature.imputed] == [NUMERIC[1]]
+    assert lacking.confidence == pytest.approx(5 / 6)
+    assert not any(feature.imputed for feature in whole.features)
+    assert whole.confidence == 1.0
+
+
 def test_an_alert_can_always_be_written_as_json() -> None:
     for alert in alerts_of([0, 1, 2, 3], verdicts_of(raw=1e300, limit=1e-3)):
         read = msgspec.json.decode(msgspec.json.encode(alert), type=Alert)

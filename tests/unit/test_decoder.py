@@ -9,12 +9,19 @@ from strategies import CSV_GOOD, CSV_HEADER, GOOD_VALUE, LANE, SCHEMA, records_o
 from streamdet.codec.csv import CsvCodec
 from streamdet.codec.decoder import Decoder
 from streamdet.codec.json import JsonCodec
+from streamdet.config import Missing
 from streamdet.events import Reason, Reject, Schema
 
 
-def decoder_of(schema: Schema = SCHEMA, *, max_bytes: int = 1000, reject_unusable: bool = False) -> Decoder:
+def decoder_of(
+    schema: Schema = SCHEMA,
+    *,
+    max_bytes: int = 1000,
+    reject_unusable: bool = False,
+    missing: Missing | None = None,
+) -> Decoder:
     codec = JsonCodec(schema, reject_unusable=reject_unusable)
-    return Decoder(codec, schema, max_bytes, reject_unusable=reject_unusable)
+    return Decoder(codec, schema, max_bytes, reject_unusable=reject_unusable, missing=missing)
 
 
 def reason_of(value: bytes | None, *, reject_unusable: bool = False) -> Reason | None:
@@ -177,3 +184,40 @@ def test_a_counterpart_that_is_no_name_is_missing_or_a_reason_to_reject() -> Non
         decoded = decoder.decode(records_of([value]))
         assert [reject_.reason for reject_ in decoded.rejects] == [Reason.INVALID_VALUE] * reject
         assert decoded.events.counterparts == [[""] * (not reject)]
+
+
+# --- Missing numbers ------------------------------------------------------------------------------------------------
+
+NUMBERS = Schema(None, None, ("flow", "errors"), ())
+
+
+@pytest.mark.parametrize(
+    "value", [b'{"flow": 2}', b'{"flow": 2, "errors": null}', b'{"flow": 2, "errors": 1e999}']
+)
+def test_absence_means_zero_only_where_that_is_said(value: bytes) -> None:
+    missing = Missing(features={"errors": "zero"})
+    events = decoder_of(NUMBERS, missing=missing).decode(records_of([value])).events
+    assert events.numeric.tolist() == [[2.0, 0.0]]
+    assert math.isnan(decoder_of(NUMBERS).decode(records_of([value])).events.numeric[0, 1])
+
+
+def test_a_record_without_any_field_is_one_of_zeros_where_absence_means_that() -> None:
+    missing = Missing(features={"errors": "zero"})
+    events = decoder_of(NUMBERS, missing=missing).decode(records_of([b"{}"])).events
+    assert events.numeric[0, 1] == 0.0
+    assert math.isnan(events.numeric[0, 0])
+
+
+def test_a_record_that_lacks_what_no_record_may_lack_is_rejected_and_the_field_is_named() -> None:
+    decoder = decoder_of(NUMBERS, missing=Missing(features={"flow": "reject"}))
+    decoded = decoder.decode(
+        records_of([b'{"errors": 1}', b'{"flow": 1}', b'{"flow": "x", "errors": 1}', b"{}"])
+    )
+    assert decoded.events.numeric[:, 0].tolist() == [1.0]
+    assert [reject.reason for reject in decoded.rejects] == [
+        Reason.MISSING_VALUE,
+        Reason.MISSING_VALUE,
+        Reason.NO_FEATURES,
+    ]
+    assert "'flow'" in decoded.rejects[0].error
+    assert "input.missing" in decoded.rejects[0].error

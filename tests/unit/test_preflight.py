@@ -44,6 +44,13 @@ def test_a_sound_configuration_has_no_errors_and_leaves_no_trace(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_stands_for_missing_values_is_held_against_the_features(tmp_path: Path) -> None:
+    names = {"y": "last"}
+    error = one_error(checked(tmp_path, input={"missing": {"features": names}}))
+    assert "y: there is no such numeric feature; there are x" in error
+    assert checked(tmp_path, input={"missing": {"features": {"x": "last"}}}).errors == []
+
+
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     findings = checked(

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import cuts, events_of, some_events
 
-from streamdet.events import EXPECTATION_COLUMNS, Events, Schema
-from streamdet.features.rows import HALF_LIVES, Featured, LaneFeatures
+from streamdet.config import Missing, StandIn
+from streamdet.events import EXPECTATION_COLUMNS, HALF_LIVES, Events, Schema
+from streamdet.features.rows import Featured, LaneFeatures
 
 SCHEMA = Schema(None, "device", ("a", "b"), ("site",))
 SLOW = HALF_LIVES[1]
@@ -44,18 +45,19 @@ def means_of(features: LaneFeatures) -> NDArray[np.float64]:
     return kept
 
 
-@given(st.data(), _streams(), st.integers(1, 4), st.booleans())
+@given(st.data(), _streams(), st.integers(1, 4), st.booleans(), st.sampled_from(["mean", "last"]))
 def test_batches_and_restarts_do_not_matter(
-    data: st.DataObject, events: Events, max_entities: int, restart: bool
+    data: st.DataObject, events: Events, max_entities: int, restart: bool, default: StandIn
 ) -> None:
-    whole = LaneFeatures(SCHEMA, max_entities)
+    missing = Missing(default=default, features={"b": "last"})
+    whole = LaneFeatures(SCHEMA, max_entities, missing)
     expected = whole.transform(events)
-    features, parts = LaneFeatures(SCHEMA, max_entities), []
+    features, parts = LaneFeatures(SCHEMA, max_entities, missing), []
     for start, stop in data.draw(cuts(len(events))):
         parts.append(features.transform(some_events(events, start, stop)))
         if restart:
             state = features.state()
-            features = LaneFeatures(SCHEMA, max_entities)
+            features = LaneFeatures(SCHEMA, max_entities, missing)
             features.restore(state)
     assert bits(parts) == bits([expected])
     assert np.array_equal(means_of(features), means_of(whole), equal_nan=True)
@@ -134,3 +136,32 @@ def test_a_schema_of_one_kind_gives_rows_of_that_kind() -> None:
     numbers = LaneFeatures(Schema(None, None, ("a",), ()), 1).transform(events_of([""], [(1.0,)]))
     assert numbers.rows.values[0, :-EXPECTATION_COLUMNS].tolist() == [1.0, 1.0, 1.0]
     assert numbers.rows.values.shape == (1, 3 + EXPECTATION_COLUMNS)
+
+
+def test_the_last_value_of_the_same_entity_stands_for_one_that_is_missing() -> None:
+    features = LaneFeatures(Schema(None, "device", ("a", "b"), ()), 2, Missing(features={"a": "last"}))
+    names = ["d1", "d2", "d1", "d1", "d2", "d1", "d3", "d1"]
+    numbers = [(1.0, 1.0), (9.0, 9.0), (5.0, 5.0), (NAN, NAN), (NAN, NAN), (NAN, 5.0), (7.0, 7.0), (NAN, NAN)]
+    rows = features.transform(events_of(names, numbers)).rows
+    assert rows.values[[3, 4, 5], 0].tolist() == [5.0, 9.0, 5.0]
+    assert rows.imputed[[3, 4, 5], 0].all()
+    assert 1.0 < rows.values[3, 1] < 5.0  # the recent mean
+    assert features.state()["last"].shape == (3, 2)
+
+
+def test_an_entity_that_comes_back_after_it_made_room_has_no_last_value() -> None:
+    features = LaneFeatures(Schema(None, "device", ("a",), ()), 1, Missing(default="last"))
+    rows = features.transform(events_of(["d1", "d2", "d1"], [(1.0,), (9.0,), (NAN,)])).rows
+    assert rows.values[2, 0] not in (1.0, 9.0)  # the mean of the lane
+
+
+def test_a_state_from_before_last_values_were_asked_for_begins_without_them() -> None:
+    schema = Schema(None, "device", ("a",), ())
+    before = LaneFeatures(schema, 2)
+    before.transform(events_of(["d1", "d1"], [(1.0,), (5.0,)]))
+    assert "last" not in before.state()
+    features = LaneFeatures(schema, 2, Missing(default="last"))
+    features.restore(before.state())
+    rows = features.transform(events_of(["d1", "d1", "d1"], [(NAN,), (3.0,), (NAN,)])).rows
+    assert 1.0 < rows.values[0, 0] < 5.0
+    assert rows.values[2, 0] == 3.0

@@ -166,6 +166,8 @@ def test_every_preset_scores_and_explains_by_feature(preset: str) -> None:
     assert explanation.share.shape == explanation.expected.shape == (300, 3)
     assert explanation.share.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     assert (explanation.share.argmax(axis=1) == 1).mean() > 0.95
+    for i in (0, 7, 255, 256, 299):
+        assert model.explain(far[i : i + 1]).share.tobytes() == explanation.share[i : i + 1].tobytes()
 
 
 def metric_rows(values: NDArray[np.float64]) -> Rows:

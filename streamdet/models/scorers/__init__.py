@@ -58,7 +58,8 @@ class Scorer(Protocol):
     def parts(self, block: Block) -> Tensor | None:
         """What each column contributes, (n, P), not negative; None where that cannot be told.
 
-        Of a scorer that goes by the history, (n, P + H).
+        The score is their mean over the values that were there. Of a scorer that goes by the history, (n, P + H), and
+        the score is something else.
         """
 
 

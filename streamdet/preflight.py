@@ -21,11 +21,11 @@ from streamdet.broker.client import missing_topic, text, topics_of
 from streamdet.checkpoint.shelf import LANE, Shelf
 from streamdet.checkpoint.store import LocalStore, Store, open_store
 from streamdet.clock import Clock, SystemClock
-from streamdet.config import Security, Settings
+from streamdet.config import Limit, Security, Settings
 from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
 from streamdet.events import Schema
 from streamdet.features.expectation import bytes_per_slot
-from streamdet.threshold.slots import SLOT_BYTES
+from streamdet.threshold.limits import bytes_per_slot as bytes_of_limits
 
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
 ANSWER_S: Final = 5.0
@@ -71,6 +71,7 @@ def examine(settings: Settings, *, offline: bool) -> Findings:
     _features(settings, findings)
     _device(settings, findings)
     _preset(settings, findings)
+    _limit(settings.limit, findings)
     _checkpoints(settings, findings)
     _address(settings, findings)
     _files(settings.kafka.security, findings)
@@ -93,7 +94,7 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
     if settings.input.entity is not None:
         names = settings.input.max_entities
         slots = 1 << names.bit_length()  # slot 0 is the lane; doubled until there is room
-    per_slot = SLOT_BYTES + 2 * 8 * columns
+    per_slot = bytes_of_limits(settings.limit) + 2 * 8 * columns
     schema = _configured(settings)
     if schema is not None and schema.metric:
         per_slot += bytes_per_slot(entities=settings.input.entity is not None)
@@ -141,6 +142,18 @@ def _preset(settings: Settings, findings: Findings) -> None:
     else:
         told = "found out during the warm-up, and said in the log"
     findings.notes.append(f"preset: {told}")
+
+
+def _limit(limit: Limit, findings: Findings) -> None:
+    """How the asked rate is met; one that the rule cannot meet did not parse."""
+    window, rate = f"a window of {limit.window:,} events", f"an alert_rate of {limit.alert_rate:g}"
+    if limit.rule in ("spot", "dspot"):
+        told = f"{limit.rule} extrapolates to {rate}, by a generalised Pareto tail"
+    elif limit.resolved:
+        told = f"{window} resolves {rate}, {limit.rule} reads it from there"
+    else:
+        told = f"{window} cannot resolve {rate}, {limit.rule} extrapolates to it by an exponential tail"
+    findings.notes.append(f"limit: {told}")
 
 
 def _configured(settings: Settings) -> Schema | None:

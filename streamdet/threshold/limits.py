@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamdet.compiled import compiled
+from streamdet.compiled import compiled, inlined
 from streamdet.config import Limit
 from streamdet.events import Bools, Floats, Ints, Mode, State
-from streamdet.threshold import controlled, rolling
+from streamdet.threshold import conformal, controlled, peaks, rolling
 from streamdet.threshold.histogram import BINS, bin_of, mass, move, places, quantile
-from streamdet.threshold.rule import CONTROLLED, FLAGGED_MAX, Rule, rule_of
+from streamdet.threshold.rule import CONFORMAL, CONTROLLED, FLAGGED_MAX, PEAKS, Rule, rule_of
 from streamdet.threshold.slots import Slots, clear, remember
 from streamdet.threshold.valley import COARSE
 
@@ -44,6 +44,18 @@ class Judged(NamedTuple):
     normal: Bools  # (n,)
 
 
+def bytes_per_slot(settings: Limit) -> int:
+    """What is kept of an entity."""
+    return sum(array.nbytes for array in Slots.empty(1, _columns(rule_of(settings, nominal=False))))
+
+
+def _columns(rule: Rule) -> int:
+    """How many numbers of a slot only this rule keeps."""
+    if rule.kind == PEAKS:
+        return peaks.RING + rule.tail_size
+    return 1 if rule.kind == CONFORMAL else 0
+
+
 class Limits:
     """The limits of one lane: slot 0 for the lane, one slot for each entity that is kept."""
 
@@ -53,7 +65,8 @@ class Limits:
         Of a metric a single row tells of an excursion, as it spoils the next ones: their forecasts and means.
         """
         self._rule = rule_of(settings, nominal=nominal)
-        self._kept = Slots.empty(slots)
+        self._name = settings.rule
+        self._kept = Slots.empty(slots, _columns(self._rule))
 
     def judge(self, raw: Floats, slots: Ints, fresh: Bools, *, alerting: bool) -> Judged:
         """Judge raw scores (n,) of the entities in these slots (n,), in order, and let each move the limits.
@@ -91,12 +104,19 @@ class Limits:
 
     def state(self, slots: int | None = None) -> State:
         """The arrays of the first slots, or of all, by name: views that change with the next `judge`."""
-        return {name: array[:slots] for name, array in self._kept._asdict().items()}
+        state = {name: array[:slots] for name, array in self._kept._asdict().items()}
+        own = state.pop("own")
+        return {**state, self._name: own} if own.size else state
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave; what an older version kept otherwise begins as in an empty slot."""
-        new = Slots.empty(len(state["weight"]))
+        new = Slots.empty(len(state["weight"]), _columns(self._rule))
         known = {name: np.array(values) for name, values in state.items() if name in new._fields}
+        own = state.get(
+            self._name
+        )  # of another rule it says nothing to this one, nor in another number of columns
+        if own is not None and own.shape == new.own.shape:
+            known["own"] = np.array(own)
         kept = new._replace(**known)
         unread = np.isnan(kept.high) & ~np.isnan(kept.limit)
         kept.high[unread] = kept.low[unread] = kept.limit[unread]
@@ -105,7 +125,7 @@ class Limits:
     def _make_room(self, slots: int) -> None:
         have = len(self._kept.weight)
         if slots > have:
-            more = Slots.empty(max(slots, 2 * have) - have)
+            more = Slots.empty(max(slots, 2 * have) - have, _columns(self._rule))
             pairs: Any = zip(self._kept, more, strict=True)
             self._kept = Slots(*(np.concatenate(pair) for pair in pairs))
 
@@ -144,7 +164,7 @@ def _judge(
             _take_in(score, at, strange, slot, alerting, rule, kept)
 
 
-@compiled
+@inlined
 def _take_in(
     score: float, at: int, strange: bool, slot: int, alerting: bool, rule: Rule, kept: Slots
 ) -> bool:  # pragma: no cover - compiled
@@ -156,10 +176,16 @@ def _take_in(
             controlled.control(score, slot, rule, kept)
             at = controlled.counts_as(at, slot, rule, kept)
         _feed(at, slot, rule, kept)
-    elif referred:
-        if strange and limited:
-            at = min(at, bin_of(FLAGGED_MAX * kept.limit[slot]))
+    elif rule.kind == PEAKS:
+        peaks.take_in(score, kept.limit[slot], kept.seen[slot], kept.own[slot], rule)
         _feed(at, slot, rule, kept)
+    else:
+        if rule.kind == CONFORMAL and alerting and limited:
+            conformal.move_level(score >= kept.limit[slot], kept.own[slot], rule)
+        if referred:
+            if strange and limited:
+                at = min(at, bin_of(FLAGGED_MAX * kept.limit[slot]))
+            _feed(at, slot, rule, kept)
     kept.limit[slot] = _limit_of(slot, rule, kept)
     return referred
 
@@ -179,6 +205,8 @@ def _limit_of(slot: int, rule: Rule, kept: Slots) -> float:  # pragma: no cover 
     """The limit for the next score of a slot."""
     if rule.kind == CONTROLLED:
         return controlled.limit_of(slot, rule, kept)
+    if rule.kind == PEAKS:
+        return peaks.limit_of(kept.limit[slot], kept.own[slot], rule)
     return float(kept.high[slot])
 
 
@@ -187,7 +215,7 @@ def _usual_limit(slot: int, rule: Rule, kept: Slots) -> float:  # pragma: no cov
     """The limit without what an excursion under way makes of it; NaN as long as there is none."""
     if rule.kind == CONTROLLED:
         return controlled.usual_limit(slot, kept)
-    return float(kept.high[slot])
+    return float(kept.limit[slot])
 
 
 @compiled
@@ -203,6 +231,10 @@ def _refresh(slot: int, rule: Rule, kept: Slots) -> None:  # pragma: no cover - 
     total = mass(kept.histogram[slot], 0, BINS)
     if rule.kind == CONTROLLED:
         controlled.refresh(slot, total, rule, kept)
+    elif rule.kind == PEAKS:
+        peaks.refresh(slot, total, rule, kept)
+    elif rule.kind == CONFORMAL:
+        conformal.refresh(slot, total, rule, kept)
     else:
         rolling.refresh(slot, total, rule, kept)
     kept.admit[slot] = quantile(kept.histogram[slot], BINS, (1.0 - ADMISSION) * total)
@@ -218,6 +250,8 @@ def _rescale(where: Floats, coarse: Floats, rule: Rule, kept: Slots) -> None:  #
         move(kept.near_pairs[slot], coarse)
         if np.isnan(kept.limit[slot]):
             continue
+        if rule.kind == PEAKS:
+            peaks.rescale(kept.own[slot], where, rule)
         evidence = kept.evidence[slot]
         _refresh(slot, rule, kept)
         kept.evidence[slot] = evidence  # the same scores seen again are no new evidence

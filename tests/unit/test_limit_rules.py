@@ -132,7 +132,7 @@ def test_the_moving_mean_follows_a_drift_that_the_base_alone_does_not() -> None:
     rng = np.random.default_rng(4)
     raw = rng.exponential(1.0, 60_000) + 10.0 + 6.0 * np.sin(np.arange(60_000) / 2_000.0)
     anomalous = rng.random(60_000) < 0.002
-    raw += 9.0 * anomalous
+    raw += 12.0 * anomalous
     recall = {}
     for rule in ("spot", "dspot"):
         flagged = judge(Limits(Limit(rule=rule, alert_rate=0.002)), raw).flagged[20_000:]

@@ -13,8 +13,8 @@ every 64 scores, and the limit is that tail's quantile for the asked rate, wheth
   the true tail is then a fixed point. How many are missing is counted, and believed within narrow bounds around what
   was asked for; what lies too far out for this tail is not counted. *Against:* a token bucket as under `rolling`,
   through which frequent anomalies become a part of the tail that is extrapolated.
-- Where more than a quarter of what the window remembers lies beyond the limit, that is no incident any more: the rule
-  starts again, from two inner quantiles of the histogram, which takes all scores.
+- Where more than a quarter of the window lay beyond the limit, that is no incident any more: the rule starts again,
+  from two inner quantiles of the histogram, which takes all scores.
 """
 
 import math
@@ -30,14 +30,16 @@ from streamdet.threshold.rule import Rule
 from streamdet.threshold.slots import Slots
 
 # Columns of `Slots.own`: excesses so far, moving mean (0 under spot), base over it, scale and shape of the tail, share
-# of scores beyond the limit; the scale is 0 before the first refresh. Then, as a ring, the newest excesses.
+# of scores beyond the limit without anomalies, and with them. The scale is 0 before the first refresh. Then, as a
+# ring, the newest excesses.
 COUNT: Final = 0
 MEAN: Final = 1
 BASE: Final = 2
 SCALE: Final = 3
 SHAPE: Final = 4
 BEYOND: Final = 5
-RING: Final = 6
+OVER: Final = 6
+RING: Final = 7
 
 # Fewer excesses are not fitted: the tail is that of the start.
 FITTED_MIN: Final = 32
@@ -67,7 +69,9 @@ def take_in(
     residual = score - own[MEAN]
     excess = residual - own[BASE]
     counting = 1.0 / max(rule.window, BEYOND_SCORES / rule.rate)
+    own[OVER] -= own[OVER] / rule.window
     if score >= limit:
+        own[OVER] += 1.0 / rule.window
         tail = Tail(own[SCALE], own[SHAPE])
         if excess < quantile_of_tail(tail, RARER * rule.rate / rule.tail_share):
             own[BEYOND] += counting
@@ -89,7 +93,7 @@ def take_in(
 def refresh(slot: int, total: float, rule: Rule, kept: Slots) -> None:  # pragma: no cover - compiled
     """Fit the tail anew, or start, where the histogram of the slot weighs `total`."""
     own = kept.own[slot]
-    if own[SCALE] == 0.0 or quantile(kept.histogram[slot], BINS, RESTART_SHARE * total) > kept.limit[slot]:
+    if own[SCALE] == 0.0 or own[OVER] > RESTART_SHARE:
         _start(slot, total, rule, kept)
     else:
         _fit(own, rule)

@@ -82,7 +82,7 @@ def build(
         log.warning(warning)
     metrics = Metrics()
     metrics.device.labels(str(device)).set(1)
-    metrics.asked_rate.set(settings.limit.alert_rate)
+    metrics.ask(settings.limit.alert_rate)
     log.info("scoring device=%s features=%s", device, ",".join(schema.columns))
     reject = settings.input.unusable == "reject"
     background = Background()

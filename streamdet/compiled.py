@@ -15,3 +15,8 @@ def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
     Other threads run meanwhile: a fine-tune gets on while a batch is judged, and judging while a forest grows.
     """
     return cast("Callable[Parameters, Result]", njit(cache=True, nogil=True)(function))
+
+
+def inlined(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Compile it into the loops that call it: for small steps of a hot loop, where handing over arrays costs more."""
+    return cast("Callable[Parameters, Result]", njit(cache=True, nogil=True, forceinline=True)(function))

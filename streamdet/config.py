@@ -311,10 +311,12 @@ class Limit(Section):
         le=10_000_000,
         description="Events that the rolling quantile remembers, per entity and in all.",
     )
-    rule: Literal["controlled", "rolling"] = Field(
+    rule: Literal["controlled", "rolling", "spot", "dspot", "conformal"] = Field(
         "controlled",
         description="What a limit is made of. controlled: the quantile times a factor that holds the asked rate, with "
-        "anomalies exempt that lie apart from all else and come one by one; rolling: the quantile as it is.",
+        "anomalies exempt that lie apart from all else and come one by one; rolling: the quantile as it is; spot: "
+        "where the tail beyond a high quantile says, whatever the window can resolve; dspot: the same on the score "
+        "minus its moving mean; conformal: the quantile at a level that moves with each flag.",
     )
     contaminated: bool = Field(
         False,
@@ -324,13 +326,19 @@ class Limit(Section):
 
     @model_validator(mode="after")
     def _resolvable(self) -> Self:
-        if self.rule == "rolling" and self.window * self.alert_rate < EXCEEDANCES_MIN * (1 - 1e-9):
+        if self.rule in ("rolling", "conformal") and not self.resolved:
             need = math.ceil(EXCEEDANCES_MIN / self.alert_rate - 1e-9)
             raise ValueError(
                 f"a window of {self.window} events cannot resolve an alert_rate of {self.alert_rate:g}: "
-                f"set window to {need} or more, or alert_rate to {EXCEEDANCES_MIN / self.window:g} or more"
+                f"set window to {need} or more, or alert_rate to {EXCEEDANCES_MIN / self.window:g} or more, or rule to "
+                f"controlled, spot or dspot, which extrapolate as {self.rule} does not"
             )
         return self
+
+    @property
+    def resolved(self) -> bool:
+        """Whether enough of what the window remembers lies above the limit to read the quantile from it."""
+        return self.window * self.alert_rate >= EXCEEDANCES_MIN * (1 - 1e-9)
 
 
 class FeatureNoise(Section):

@@ -27,7 +27,9 @@ def count(
         metrics.rejected.labels(reject.reason).inc()
     for alert in alerts:
         metrics.alerts.labels(alert.severity).inc()
-    metrics.flagged.inc(int(part.verdicts.flagged.sum()))
+    flagged = int(part.verdicts.flagged.sum())
+    metrics.flagged.inc(flagged)
+    metrics.realise(flagged, int(modes[Mode.READY] + modes[Mode.ENTITY]))
     for cause, held_back in part.verdicts.held_back.items():
         metrics.held_back.labels(cause.label).inc(held_back)
     metrics.imputed.inc(int(np.isnan(part.decoded.events.numeric).sum()))

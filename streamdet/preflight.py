@@ -21,13 +21,13 @@ from streamdet.broker.client import missing_topic, text, topics_of
 from streamdet.checkpoint.shelf import LANE, Shelf
 from streamdet.checkpoint.store import LocalStore, Store, open_store
 from streamdet.clock import Clock, SystemClock
-from streamdet.config import Security, Settings
+from streamdet.config import Limit, Security, Settings
 from streamdet.decide.damping import DAMPED_BYTES
 from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
 from streamdet.events import Schema, transaction_columns
 from streamdet.features import transactions
 from streamdet.features.expectation import bytes_per_slot
-from streamdet.threshold.slots import SLOT_BYTES
+from streamdet.threshold.limits import bytes_per_slot as bytes_of_limits
 
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
 ANSWER_S: Final = 5.0
@@ -74,6 +74,7 @@ def examine(settings: Settings, *, offline: bool) -> Findings:
     _device(settings, findings)
     _preset(settings, findings)
     _noise(settings, findings)
+    _limit(settings.limit, findings)
     _checkpoints(settings, findings)
     _address(settings, findings)
     _files(settings.kafka.security, findings)
@@ -97,7 +98,7 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
         names = settings.input.max_entities
         slots = 1 << names.bit_length()  # slot 0 is the lane; doubled until there is room
     means = 2 + settings.input.missing.repeats  # and the last values
-    per_slot = SLOT_BYTES + means * 8 * columns
+    per_slot = bytes_of_limits(settings.limit) + means * 8 * columns
     schema = _configured(settings)
     if schema is not None and schema.metric:
         per_slot += bytes_per_slot(entities=settings.input.entity is not None)
@@ -170,6 +171,18 @@ def _noise(settings: Settings, findings: Findings) -> None:
         settings.noise.check(schema)
     except ConfigError as error:
         findings.errors.append(str(error))
+
+
+def _limit(limit: Limit, findings: Findings) -> None:
+    """How the asked rate is met; one that the rule cannot meet did not parse."""
+    window, rate = f"a window of {limit.window:,} events", f"an alert_rate of {limit.alert_rate:g}"
+    if limit.rule in ("spot", "dspot"):
+        told = f"{limit.rule} extrapolates to {rate}, by a generalised Pareto tail"
+    elif limit.resolved:
+        told = f"{window} resolves {rate}, {limit.rule} reads it from there"
+    else:
+        told = f"{window} cannot resolve {rate}, {limit.rule} extrapolates to it by an exponential tail"
+    findings.notes.append(f"limit: {told}")
 
 
 def _configured(settings: Settings) -> Schema | None:

@@ -4,9 +4,15 @@ Names, units and labels are part of the contract with dashboards and alert rules
 or the configuration, never by the data.
 """
 
+import math
+from typing import Final
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streamdet.events import LaneId
+
+# The realised alert rate is told from the events in which so many alerts were asked for.
+ALERTS_TOLD_FROM: Final = 20
 
 
 class Metrics:
@@ -57,6 +63,12 @@ class Metrics:
         self.asked_rate = Gauge(
             "streamdet_alert_rate_asked", "Share of normal events to be flagged", registry=r
         )
+        self.realised_rate = Gauge(
+            "streamdet_alert_rate_realised",
+            "Share of the newest events judged against a limit that were flagged; NaN before the first",
+            registry=r,
+        )
+        self.realised_rate.set(math.nan)
         self.checkpoints = Counter("streamdet_checkpoints", "Checkpoints by outcome", ["outcome"], registry=r)
         self.checkpoint_seconds = Gauge(
             "streamdet_checkpoint_seconds", "Seconds that the newest checkpoint of a lane took", registry=r
@@ -86,6 +98,22 @@ class Metrics:
             "streamdet_records_lost", "Records deleted from a topic before they were read", registry=r
         )
         self.events = 0  # judged for the first time
+        self._recent_events = math.inf
+        self._limited = self._flagged = 0.0  # by events that weigh 1/e so many later
+
+    def ask(self, alert_rate: float) -> None:
+        """Say which share of normal events is to be flagged."""
+        self.asked_rate.set(alert_rate)
+        self._recent_events = ALERTS_TOLD_FROM / alert_rate
+
+    def realise(self, flagged: int, limited: int) -> None:
+        """Count events that were judged against a limit, and of them those that were flagged."""
+        if limited == 0:
+            return
+        kept = math.exp(-limited / self._recent_events)
+        self._limited = kept * self._limited + limited
+        self._flagged = kept * self._flagged + flagged
+        self.realised_rate.set(self._flagged / self._limited)
 
     def drop_lane(self, lane: LaneId) -> None:
         """Stop showing a lane that is another worker's now."""

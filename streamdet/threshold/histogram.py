@@ -105,6 +105,16 @@ def places(before: Floats, after: Floats) -> Floats:
 
 
 @compiled
+def moved(score: float, where: Floats) -> float:  # pragma: no cover - compiled
+    """Where a score lies on a new scale, between the places of the two bins whose middles are nearest."""
+    position = (np.log(max(score, SCORE_MIN)) - LOG_LOW) / LOG_WIDTH - 0.5
+    position = min(max(position, 0.0), BINS - 1.001)
+    low = int(position)
+    place = where[low] + (position - low) * (where[low + 1] - where[low])
+    return math.exp(LOG_LOW + LOG_WIDTH * (place + 0.5))
+
+
+@compiled
 def move(histogram: Histogram, where: Floats) -> None:  # pragma: no cover - compiled
     """Move the mass of each bin to its place, split between the two nearest: rounding then moves none on average.
 

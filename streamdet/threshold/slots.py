@@ -48,10 +48,11 @@ class Slots(NamedTuple):
     worst: Floats  # (S,) largest score of the excursion under way
     flags: Ints  # (S,) in the excursion under way
     calm: Ints  # (S,) scores since the last one that was over what the limit is without an excursion
+    own: Floats  # (S, W) what only the rule in force keeps, in columns that its file names
 
     @classmethod
-    def empty(cls, slots: int) -> "Slots":
-        """Slots that have seen nothing."""
+    def empty(cls, slots: int, own: int = 0) -> "Slots":
+        """Slots that have seen nothing, with so many columns for the rule in force."""
         return cls(
             histogram=np.zeros((slots, BINS), np.float32),
             next_pairs=np.zeros((slots, COARSE_BINS), np.float32),
@@ -75,10 +76,8 @@ class Slots(NamedTuple):
             worst=np.zeros(slots),
             flags=np.zeros(slots, np.int64),
             calm=np.zeros(slots, np.int64),
+            own=np.zeros((slots, own)),
         )
-
-
-SLOT_BYTES: Final = sum(array.nbytes for array in Slots.empty(1))
 
 
 @compiled
@@ -127,3 +126,4 @@ def clear(slot: int, kept: Slots) -> None:  # pragma: no cover - compiled
     kept.worst[slot] = 0.0
     kept.flags[slot] = 0
     kept.calm[slot] = 0
+    kept.own[slot] = 0.0

@@ -128,8 +128,15 @@ def test_following_the_advice_about_rate_and_window_is_always_enough(rate: float
     assert settings.window * settings.alert_rate >= EXCEEDANCES_MIN * (1 - 1e-6)
 
 
-def test_a_controlled_limit_takes_any_rate_whatever_its_window() -> None:
-    assert Limit(alert_rate=1e-6, window=100).rule == "controlled"
+def test_a_conformal_limit_refuses_what_its_window_cannot_resolve_and_says_who_would_not() -> None:
+    text = refusal({"limit": {"rule": "conformal"}})
+    assert "set window to 10000 or more" in text
+    assert "rule to controlled, spot or dspot, which extrapolate as conformal does not" in text
+
+
+@pytest.mark.parametrize("rule", ["controlled", "spot", "dspot"])
+def test_a_limit_that_extrapolates_takes_any_rate_whatever_its_window(rule: str) -> None:
+    assert not Limit.model_validate({"alert_rate": 1e-6, "window": 100, "rule": rule}).resolved
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 0.0, "a lot"])

@@ -16,7 +16,7 @@ from streamdet.events import Mode
 from streamdet.threshold.limits import SEEN_MIN, TOKENS_MAX, Judged, Limits
 
 Scores = NDArray[np.float64]
-Rule = Literal["controlled", "rolling"]
+Rule = Literal["controlled", "rolling", "spot", "dspot", "conformal"]
 SMALL = Limit(alert_rate=0.1, window=100)
 WARM = np.random.default_rng(1).exponential(1.0, 500)
 

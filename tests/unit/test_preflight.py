@@ -182,6 +182,25 @@ def test_a_file_that_is_no_certificate_is_an_error(tmp_path: Path) -> None:
     assert "kafka.security.ca_file: expected PEM" in one_error(findings)
 
 
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ({}, "a window of 4,096 events cannot resolve an alert_rate of 0.001, controlled extrapolates"),
+        (
+            {"window": 10_000},
+            "a window of 10,000 events resolves an alert_rate of 0.001, controlled reads it",
+        ),
+        ({"rule": "rolling", "window": 10_000}, "resolves an alert_rate of 0.001, rolling reads it"),
+        ({"rule": "conformal", "window": 10_000}, "resolves an alert_rate of 0.001, conformal reads it"),
+        ({"rule": "spot", "window": 10_000}, "spot extrapolates to an alert_rate of 0.001"),
+        ({"rule": "dspot", "alert_rate": 1e-6}, "dspot extrapolates to an alert_rate of 1e-06"),
+    ],
+)
+def test_it_says_how_the_asked_rate_is_met(tmp_path: Path, limit: dict[str, Any], told: str) -> None:
+    (said,) = (note for note in checked(tmp_path, limit=limit).notes if note.startswith("limit: "))
+    assert told in said
+
+
 def test_memory_grows_with_entities_and_partitions_as_measured() -> None:
     def estimate_mb(partitions: int, noise: dict[str, Any] | None = None, **given: Any) -> float:
         many = {"numeric": list("abcdefgh")}

@@ -1,0 +1,60 @@
+"""Each rule of limits through the whole program: planted anomalies are alerts, the asked rate is the realised one."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from fakes import QUICK, SENSORS, FakeSink, FakeSource, StopAfter, readings, worker_over
+
+from streamdet.config import parse
+from streamdet.events import Alert
+from streamdet.replaying import Replay, replay
+from streamdet.worker import run
+
+RULES = ("controlled", "rolling", "spot", "dspot", "conformal")
+ASKED = 0.01
+PLANTED = range(2_000, 8_000, 397)
+EVENTS = 8_000
+
+
+def settings(rule: str) -> dict[str, Any]:
+    return {
+        **QUICK,
+        "input": {"timestamp": "ts", "entity": "device"},
+        "limit": {"rule": rule, "alert_rate": ASKED, "window": 1_000},
+    }
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_planted_anomalies_are_alerts_and_few_others_are(rule: str, tmp_path: Path) -> None:
+    recording, alerts = tmp_path / "plant.jsonl", tmp_path / "alerts.jsonl"
+    recording.write_bytes(b"".join((v or b"") + b"\n" for v in readings(EVENTS, seed=3, spikes=PLANTED)))
+    summary = replay(Replay([recording], alerts=alerts), parse(settings(rule)), StopAfter())
+    lines = alerts.read_bytes().splitlines()
+    offsets = {msgspec.json.decode(line, type=Alert).source.offset for line in lines}
+    assert len(offsets & set(PLANTED)) >= 0.9 * len(PLANTED)
+    others = offsets - set(PLANTED)
+    assert len(others) <= 2 * ASKED * summary["events_after_warmup"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_metrics_say_the_asked_and_the_realised_rate(rule: str) -> None:
+    values, judged = readings(4_000, seed=4, spikes=PLANTED), StopAfter()
+    source = FakeSource({SENSORS: values}, per_poll=500)
+    worker = worker_over(source, FakeSink(), observers=[judged], **settings(rule))
+
+    def shown(name: str) -> float:
+        value = worker.metrics.registry.get_sample_value(name)
+        assert value is not None
+        return value
+
+    assert shown("streamdet_alert_rate_asked") == ASKED
+    assert math.isnan(shown("streamdet_alert_rate_realised"))  # nothing was judged against a limit
+    run(worker, StopAfter())
+    flagged = [part.verdicts.flagged.sum() for part in judged.parts]
+    limited = [(part.verdicts.mode >= 2).sum() for part in judged.parts]
+    # 2,000 events later one weighs 1/e, so that of these the last ones count for more, but none for less than a sixth.
+    assert shown("streamdet_alert_rate_realised") == pytest.approx(sum(flagged) / sum(limited), rel=0.5)
+    assert 0.0 < shown("streamdet_alert_rate_realised") < 3 * ASKED

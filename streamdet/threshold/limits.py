@@ -161,9 +161,9 @@ def _judge(
             out.mode[i] = Mode.WARMING
         score, at = min(score, SCORE_MAX), bin_of(score)
         strange = strange and alerting
-        out.fed[i] = _take_in(score, at, strange, LANE_SLOT, alerting, rule, kept)
-        if slot != LANE_SLOT:
-            _take_in(score, at, strange, slot, alerting, rule, kept)
+        # The lane last, as that it was fed counts; and one call, as all of it is compiled into each.
+        for k in range(int(slot == LANE_SLOT), 2):
+            out.fed[i] = _take_in(score, at, strange, slot if k == 0 else LANE_SLOT, alerting, rule, kept)
 
 
 @inlined

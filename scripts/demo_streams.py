@@ -118,6 +118,7 @@ def cards() -> Stream:
             "timestamp": "timestamp",
             "entity": "customer",
             "features": {"numeric": ["amount"]},
+            "transactions": {"amount": "amount", "counterparts": ["terminal"]},
         },
         "limit": {"alert_rate": 0.006},
     }
@@ -126,7 +127,7 @@ def cards() -> Stream:
         "Card payments",
         f"Simulated payments of 500 customers at 1,000 terminals in 40 days (seed {CARDS_SEED}), with three kinds of "
         f"fraud: {large:,} large amounts, {leaked:,} payments with leaked card data (five times the customer's usual "
-        f"amount), {terminal:,} at compromised terminals, which no amount tells.",
+        f"amount), {terminal:,} at compromised terminals, which no amount and no habit tells.",
         [_json(event) for event in events],
         [str(event["customer"]).encode() for event in events],
         payments.labels,

@@ -343,10 +343,22 @@ def inferred_schema(fields: Sequence[Mapping[str, object]], label: str | None, g
     """A schema for records like these, with what the configuration says.
 
     Raises:
-        ConfigError: there is no column to judge.
+        ConfigError: there is no column to judge, or what transactions are made of is not there.
     """
-    keys = given.transactions.counterparts
+    paid = given.transactions
+    keys = paid.counterparts
     schema = infer_schema(fields, label=label, timestamp=given.timestamp, entity=given.entity, keys=keys)
+    names = sorted(set().union(*fields))
+    for name in keys if paid.amount is None else (paid.amount, *keys):
+        if name not in names:
+            raise ConfigError(
+                f"input.transactions: no record has the field {name!r}; there are {', '.join(names)}: mend the name"
+            )
+    if paid.amount in schema.categorical:
+        raise ConfigError(
+            f"input.transactions.amount: {paid.amount} holds text in the first records: name another field, "
+            "or, if these are an exception, name it in input.features.numeric"
+        )
     return with_transactions(schema, given)
 
 

@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     SecretStr,
     ValidationError,
     field_validator,
@@ -150,8 +151,8 @@ class Missing(Section):
     )
     features: dict[str, StandIn] = Field(
         {},
-        description="Numeric features for which something else stands, by name, such as {errors: zero}. "
-        "A missing category is a category of its own.",
+        description="A missing category is a category of its own. Numeric features for which something else stands, by "
+        "name, such as {errors: zero}.",
     )
 
     @property
@@ -359,7 +360,7 @@ class FeatureNoise(Section):
         allow_inf_nan=False,
         description="Nor does one that is less off in parts of what is expected: 0.05 is 5 %.",
     )
-    range: tuple[float | None, float | None] | None = Field(
+    range: tuple[FiniteFloat | None, FiniteFloat | None] | None = Field(
         None,
         description="Smallest and largest value that there may be, in units of the feature, null for none: what lies "
         "outside alerts at once, also in the warm-up, and is not learnt.",

@@ -21,7 +21,7 @@ from streamdet.broker.client import missing_topic, text, topics_of
 from streamdet.checkpoint.shelf import LANE, Shelf
 from streamdet.checkpoint.store import LocalStore, Store, open_store
 from streamdet.clock import Clock, SystemClock
-from streamdet.config import Limit, Security, Settings
+from streamdet.config import Security, Settings
 from streamdet.decide.damping import DAMPED_BYTES
 from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigError, DeviceError, StreamdetError
 from streamdet.events import Schema, transaction_columns
@@ -74,7 +74,7 @@ def examine(settings: Settings, *, offline: bool) -> Findings:
     _device(settings, findings)
     _preset(settings, findings)
     _noise(settings, findings)
-    _limit(settings.limit, findings)
+    _limit(settings, findings)
     _checkpoints(settings, findings)
     _address(settings, findings)
     _files(settings.kafka.security, findings)
@@ -173,13 +173,16 @@ def _noise(settings: Settings, findings: Findings) -> None:
         findings.errors.append(str(error))
 
 
-def _limit(limit: Limit, findings: Findings) -> None:
+def _limit(settings: Settings, findings: Findings) -> None:
     """How the asked rate is met; one that the rule cannot meet did not parse."""
+    limit, schema = settings.limit, _configured(settings)
     window, rate = f"a window of {limit.window:,} events", f"an alert_rate of {limit.alert_rate:g}"
     if limit.rule in ("spot", "dspot"):
         told = f"{limit.rule} extrapolates to {rate}, by a generalised Pareto tail"
     elif limit.resolved:
         told = f"{window} resolves {rate}, {limit.rule} reads it from there"
+    elif schema is not None and schema.metric:
+        told = f"{window} cannot resolve {rate}; a metric's limit is the surprise that it asks for, -ln of it"
     else:
         told = f"{window} cannot resolve {rate}, {limit.rule} extrapolates to it by an exponential tail"
     findings.notes.append(f"limit: {told}")
@@ -191,7 +194,8 @@ def _configured(settings: Settings) -> Schema | None:
     if features is None:
         return None
     amount = settings.input.transactions.amount
-    return Schema(None, None, features.numeric, features.categorical, amount)
+    more = () if amount is None or amount in features.numeric else (amount,)  # it is a feature, named or not
+    return Schema(None, None, features.numeric + more, features.categorical, amount)
 
 
 def _device(settings: Settings, findings: Findings) -> None:

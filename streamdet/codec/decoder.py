@@ -51,9 +51,9 @@ class Decoder:
         columns_at = readable[columns.index]
         infinite = np.isinf(columns.numeric)
         times_ms, keep = self._check(records, columns, columns_at, infinite, problems)
-        columns.numeric[infinite] = np.nan
         if self._zero.any():
             columns.numeric[np.isnan(columns.numeric) & self._zero] = 0.0
+        columns.numeric[infinite] = np.nan  # too large a number is not an absent one
         events = self._events(records, values, columns, columns_at, times_ms, keep)
         return Decoded(events, _rejects(records, problems), columns.unusable + int(infinite[keep].sum()))
 

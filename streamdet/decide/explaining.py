@@ -58,14 +58,20 @@ class Explained:
 
 
 def explained_by(model: ModelVersion, rows: Rows, schema: Schema) -> Explanation:
-    """Why a model finds rows strange; what the history of a transaction tells of the amount is the amount's."""
+    """Why a model finds rows strange; what the history of a transaction tells of the amount is the amount's.
+
+    Of an amount that is missing it tells nothing: the usual one stood for it.
+    """
     explanation = model.explain(rows)
     if schema.amount is None or not explanation.usual.shape[1]:
         return explanation
     expected, share = explanation.expected.copy(), explanation.share.copy()
     amount, history = schema.columns.index(schema.amount), len(schema.columns) + AMOUNT
-    share[:, amount] += share[:, history]
+    missing = rows.imputed[:, amount]
+    share[~missing, amount] += share[~missing, history]
     share[:, history] = 0.0
+    told = share.sum(axis=1, keepdims=True)
+    share = np.divide(share, told, out=np.full_like(share, 1.0 / share.shape[1]), where=told > 0)
     expected[:, amount] = explanation.usual[:, AMOUNT]
     return Explanation(expected, share, explanation.usual)
 

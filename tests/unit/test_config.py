@@ -1,6 +1,7 @@
 """A configuration is checked wholly, its faults are named with what to do, and its secrets stay in it."""
 
 import logging
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones(tree: dict[str, Any], kno
         ({"features": {"heat": {"range": [120, 0]}}}, "noise.features.heat: range is from the smallest"),
         (
             {"features": {"heat": {"range": [float("nan"), 0]}}},
-            "noise.features.heat: range is from the smallest",
+            "noise.features.heat.range.0: Input should be a finite number",
         ),
         ({"features": {"heat": {"range": [120]}}}, "noise.features.heat.range"),
         ({"features": {"heat": {"direction": "sideways"}}}, "noise.features.heat.direction"),
@@ -426,6 +427,24 @@ def test_keys_are_no_features_where_these_are_inferred() -> None:
     settings = parse({"input": paid})
     sample = [{"card": "c", "shop": i % 3, "amount": 1.5, "tip": 0.1, "label": 0} for i in range(9)]
     assert inferred_schema(sample, "label", settings.input).columns == ("amount", "tip")
+
+
+@pytest.mark.parametrize(
+    ("paid", "told"),
+    [
+        (
+            {"amount": "amout"},
+            "no record has the field 'amout'; there are amount, card, note, shop: mend the name",
+        ),
+        ({"amount": "amount", "counterparts": ["shops"]}, "no record has the field 'shops'"),
+        ({"amount": "note"}, "note holds text in the first records: name another field"),
+    ],
+)
+def test_what_transactions_are_made_of_must_be_in_the_first_records(paid: dict[str, Any], told: str) -> None:
+    settings = parse({"input": {"entity": "card", "transactions": paid}})
+    sample = [{"card": "c", "shop": i % 3, "amount": 1.5, "note": "some text"} for i in range(9)]
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        inferred_schema(sample, "label", settings.input)
 
 
 def test_a_checkpoint_of_other_transactions_is_another_streams() -> None:

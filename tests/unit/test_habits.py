@@ -218,6 +218,17 @@ def test_an_unusual_amount_is_told_with_what_the_card_usually_pays() -> None:
     assert told.expected == pytest.approx(float(history_of(7)[1 + USUAL]))
 
 
+def test_an_amount_that_is_missing_is_not_what_an_alert_names() -> None:
+    rows = changed(1 + COUNTS, 30.0, LAST)
+    imputed = rows.imputed.copy()
+    imputed[:, SCHEMA.columns.index("amount")] = True
+    alert = alert_on(Rows(rows.values, imputed), 7)
+    (amount,) = [feature for feature in alert.features if feature.name == "amount"]
+    assert amount.share == 0.0
+    assert alert.features[0].name == "count_1h of card"
+    assert sum(feature.share for feature in alert.features) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_what_tells_nothing_is_not_in_an_alert() -> None:
     quiet = ROWS[5_000:]
     names = {feature.name for feature in alert_on(changed(AMOUNT, 3.0, quiet), 7).features}

@@ -197,7 +197,8 @@ def test_a_file_that_is_no_certificate_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_it_says_how_the_asked_rate_is_met(tmp_path: Path, limit: dict[str, Any], told: str) -> None:
-    (said,) = (note for note in checked(tmp_path, limit=limit).notes if note.startswith("limit: "))
+    given = {"limit": limit, "input": {"features": {"numeric": ["x", "y"]}}}
+    (said,) = (note for note in checked(tmp_path, **given).notes if note.startswith("limit: "))
     assert told in said
 
 
@@ -241,3 +242,24 @@ def test_transactions_are_said_and_their_memory_is_reckoned(tmp_path: Path) -> N
     ]
     plain = estimate(features={"numeric": ["amount", "tip"]})
     assert plain < kinds[0] < kinds[1] < kinds[2]
+
+
+def test_rules_may_name_an_amount_that_is_no_feature_by_name(tmp_path: Path) -> None:
+    paid = {"entity": "card", "features": {"numeric": ["tip"]}, "transactions": {"amount": "amount"}}
+    noise = {"features": {"amount": {"direction": "up"}}}
+    findings = checked(tmp_path, input={**paid, "missing": {"features": {"amount": "reject"}}}, noise=noise)
+    assert not [error for error in findings.errors if "amount" in error]
+    assert [
+        error
+        for error in checked(tmp_path, input=paid, noise={"features": {"amout": {}}}).errors
+        if "amout" in error
+    ]
+
+
+def test_the_limit_of_a_metric_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    (said,) = (
+        note
+        for note in checked(tmp_path, input={"features": {"numeric": ["a"]}}).notes
+        if note.startswith("limit: ")
+    )
+    assert "the surprise that it asks for" in said

@@ -363,7 +363,7 @@ class FeatureNoise(Section):
     range: tuple[FiniteFloat | None, FiniteFloat | None] | None = Field(
         None,
         description="Smallest and largest value that there may be, in units of the feature, null for none: what lies "
-        "outside alerts at once, also in the warm-up, and is not learnt.",
+        "outside alerts at once, also in the warm-up, and no model learns it.",
     )
 
     @model_validator(mode="after")

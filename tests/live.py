@@ -130,13 +130,17 @@ class Running:
 
     def metric(self, name: str) -> float:
         """What a metric says, over all its labels; 0 while nobody answers."""
+        return self.metrics(name)[0]
+
+    def metrics(self, *names: str) -> list[float]:
+        """What several say at the same moment."""
         try:
             with urllib.request.urlopen(self._metrics_url, timeout=5) as answer:
                 text = answer.read().decode()
         except OSError:
-            return 0.0
-        found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
-        return sum(map(float, found))
+            return [0.0] * len(names)
+        found = (re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE) for name in names)
+        return [sum(map(float, values)) for values in found]
 
     def await_metric(self, name: str, value: float, within_s: float = WITHIN_S) -> None:
         until(lambda: self.metric(name) >= value or self._fail_if_ended(), f"{name} at {value}", within_s)

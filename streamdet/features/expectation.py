@@ -11,7 +11,7 @@ A surprise has seen the row and what was before it; what serves as its scale has
 """
 
 import math
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from streamdet.events import (
     Ints,
     State,
 )
+from streamdet.slotted import restored, state_of, with_room
 
 # Bins of the time of day in either pool, of the hour of the day, and of the hour of the week.
 DAY_BINS: Final = (96, 48)
@@ -133,32 +134,28 @@ class Expectation:
 
     def __init__(self, *, entities: bool) -> None:
         self._windows = WINDOWS_PER_ENTITY if entities else WINDOWS
-        self._kept = _empty(1, self._windows)
+        self._kept = self._empty(1)
 
     def surprise(self, values: Floats, times_ms: Ints, slots: Ints, fresh: Bools) -> NDArray[np.float32]:
         """Columns, (n, EXPECTATION_COLUMNS), of values (n,) at these times, in order; NaN leaves no trace and is cold.
 
         Where `fresh`, (n,), the slot has a new owner.
         """
-        self._make_room(int(slots.max(initial=0)) + 1)
+        self._kept = with_room(self._kept, int(slots.max(initial=0)) + 1, self._empty)
         columns = np.zeros((len(values), EXPECTATION_COLUMNS), np.float32)
         _surprise(values, times_ms / 1000.0, slots, fresh, self._kept, columns)
         return columns
 
     def state(self, slots: int) -> State:
         """The arrays of the first slots by name: views that change with the next call."""
-        return {name: array[:slots] for name, array in self._kept._asdict().items()}
+        return state_of(self._kept, slots)
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
-        self._kept = History(**{name: np.array(state[name]) for name in History._fields})
+        self._kept = restored(History, state)
 
-    def _make_room(self, slots: int) -> None:
-        have = len(self._kept.seen)
-        if slots > have:
-            more = _empty(max(slots, 2 * have) - have, self._windows)
-            pairs: Any = zip(self._kept, more, strict=True)
-            self._kept = History(*(np.concatenate(pair) for pair in pairs))
+    def _empty(self, slots: int) -> History:
+        return _empty(slots, self._windows)
 
 
 def bytes_per_slot(*, entities: bool) -> int:

@@ -11,7 +11,7 @@ Counts, sums and the usual amount have seen the row itself; all else only what w
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from streamdet.events import (
     transaction_columns,
 )
 from streamdet.features.entities import FIRST_SLOT, EntityTable
+from streamdet.slotted import restored, state_of, with_room
 
 # Seconds after which half is left of what counts for 1 hour, 24 hours and 7 days.
 HALF_LIVES_S: Final = (3_600.0, 43_200.0, 302_400.0)
@@ -75,6 +76,12 @@ class Pairs(NamedTuple):
     times: Ints  # (S, PAIRS)
 
 
+class Numbers(NamedTuple):
+    """The number of each counterpart of one kind, by its slot."""
+
+    given: Ints  # (S,)
+
+
 class _Counterparts:
     """One kind of counterpart: which there are, their habits, and whom they met.
 
@@ -86,7 +93,7 @@ class _Counterparts:
         self.table = EntityTable(max_entities)
         self.habits = _no_habits(1)
         self.pairs = _no_pairs(1)
-        self.numbers = np.zeros(1, np.int64)  # by slot
+        self.numbers = _no_numbers(1)
         self.numbered = np.zeros(1, np.int64)  # how many numbers were given
 
 
@@ -117,19 +124,21 @@ class Transactions:
         sizes = np.minimum(np.abs(np.nan_to_num(amounts, nan=0.0)), AMOUNT_MAX)
         seconds = times_ms / 1000.0
         columns = np.zeros((len(sizes), transaction_columns(1 + len(names))), np.float32)
-        self._own = _with_room(self._own, _no_habits, slots)
+        room = int(slots.max(initial=0)) + 1
+        self._own = with_room(self._own, room, _no_habits)
         seen = _follow(sizes, seconds, slots, fresh, self._own, columns[:, 1 : 1 + KEY_COLUMNS])
         columns[:, AMOUNT] = np.where(sizes > 0.0, sizes, columns[:, 1 + USUAL])
         novelties = 1 + KEY_COLUMNS * (1 + len(names))
         for k, (theirs, column) in enumerate(zip(self._counterparts, names, strict=True)):
             at, new = theirs.table.assign(column)
-            theirs.habits = _with_room(theirs.habits, _no_habits, at)
-            theirs.numbers = _longer(theirs.numbers, at)
-            theirs.pairs = _with_room(theirs.pairs, _no_pairs, slots)
+            theirs.pairs = with_room(theirs.pairs, room, _no_pairs)
+            their_room = int(at.max(initial=0)) + 1
+            theirs.habits = with_room(theirs.habits, their_room, _no_habits)
+            theirs.numbers = with_room(theirs.numbers, their_room, _no_numbers)
             first = 1 + KEY_COLUMNS * (1 + k)
             _follow(sizes, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
             _meet(
-                slots, fresh, seen, at, new, theirs.numbers, theirs.numbered, theirs.pairs,
+                slots, fresh, seen, at, new, theirs.numbers.given, theirs.numbered, theirs.pairs,
                 columns[:, novelties + k],
             )  # fmt: skip
         return columns
@@ -137,13 +146,13 @@ class Transactions:
     def state(self, slots: int) -> State:
         """All of it, by name, of the first slots of the entities: views that change with the next call."""
         return {
-            "own": _first(self._own, slots),
+            "own": state_of(self._own, slots),
             "counterparts": {
                 str(k): {
                     "table": theirs.table.state(),
-                    "habits": _first(theirs.habits, len(theirs.table) + FIRST_SLOT),
-                    "pairs": _first(theirs.pairs, slots),
-                    "numbers": theirs.numbers[: len(theirs.table) + FIRST_SLOT],
+                    "habits": state_of(theirs.habits, len(theirs.table) + FIRST_SLOT),
+                    "pairs": state_of(theirs.pairs, slots),
+                    "numbers": theirs.numbers.given[: len(theirs.table) + FIRST_SLOT],
                     "numbered": theirs.numbered,
                 }
                 for k, theirs in enumerate(self._counterparts)
@@ -152,20 +161,20 @@ class Transactions:
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
-        self._own = Habits(**{name: np.array(state["own"][name]) for name in Habits._fields})
+        self._own = restored(Habits, state["own"])
         for k, theirs in enumerate(self._counterparts):
             saved = state["counterparts"][str(k)]
             theirs.table.restore(saved["table"])
-            theirs.habits = Habits(**{name: np.array(saved["habits"][name]) for name in Habits._fields})
-            theirs.pairs = Pairs(**{name: np.array(saved["pairs"][name]) for name in Pairs._fields})
-            theirs.numbers = np.array(saved["numbers"])
+            theirs.habits = restored(Habits, saved["habits"])
+            theirs.pairs = restored(Pairs, saved["pairs"])
+            theirs.numbers = Numbers(np.array(saved["numbers"]))
             theirs.numbered = np.array(saved["numbered"])
 
 
 def bytes_per_entity(counterparts: int) -> int:
     """What an entity takes, and a counterpart of each of so many kinds."""
-    habits, pairs = (sum(array.nbytes for array in some) for some in (_no_habits(1), _no_pairs(1)))
-    number = 8
+    empty = (_no_habits(1), _no_pairs(1), _no_numbers(1))
+    habits, pairs, number = (sum(array.nbytes for array in some) for some in empty)
     return habits + counterparts * (habits + pairs + number)
 
 
@@ -185,21 +194,8 @@ def _no_pairs(slots: int) -> Pairs:
     return Pairs(met=np.zeros((slots, PAIRS), np.int64), times=np.zeros((slots, PAIRS), np.int64))
 
 
-def _with_room(kept: Any, empty: Any, slots: Ints) -> Any:  # noqa: ANN401 - Habits, or Pairs
-    have, wanted = len(kept[0]), int(slots.max(initial=0)) + 1
-    if wanted <= have:
-        return kept
-    more = empty(max(wanted, 2 * have) - have)
-    return type(kept)(*(np.concatenate(pair) for pair in zip(kept, more, strict=True)))
-
-
-def _longer(numbers: Ints, slots: Ints) -> Ints:
-    have, wanted = len(numbers), int(slots.max(initial=0)) + 1
-    return numbers if wanted <= have else np.concatenate([numbers, np.zeros(max(wanted, have), np.int64)])
-
-
-def _first(kept: Habits | Pairs, slots: int) -> State:
-    return {name: array[:slots] for name, array in kept._asdict().items()}
+def _no_numbers(slots: int) -> Numbers:
+    return Numbers(given=np.zeros(slots, np.int64))
 
 
 @compiled

@@ -96,6 +96,25 @@ class _Counterparts:
         self.numbers = _no_numbers(1)
         self.numbered = np.zeros(1, np.int64)  # how many numbers were given
 
+    def state(self, slots: int) -> State:
+        """All of it, by name, with the pairs of the first slots of the entities."""
+        own = len(self.table) + FIRST_SLOT
+        return {
+            "table": self.table.state(),
+            "habits": state_of(self.habits, own),
+            "pairs": state_of(self.pairs, slots),
+            "numbers": self.numbers.given[:own],
+            "numbered": self.numbered,
+        }
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave, as much of it as there is room for now."""
+        slots = self.table.restore(state["table"])
+        self.habits = Habits(*(array[slots] for array in restored(Habits, state["habits"])))
+        self.pairs = restored(Pairs, state["pairs"])
+        self.numbers = Numbers(state["numbers"][slots])
+        self.numbered = np.array(state["numbered"])
+
 
 class Transactions:
     """What is remembered of the transactions of a lane."""
@@ -147,28 +166,14 @@ class Transactions:
         """All of it, by name, of the first slots of the entities: views that change with the next call."""
         return {
             "own": state_of(self._own, slots),
-            "counterparts": {
-                str(k): {
-                    "table": theirs.table.state(),
-                    "habits": state_of(theirs.habits, len(theirs.table) + FIRST_SLOT),
-                    "pairs": state_of(theirs.pairs, slots),
-                    "numbers": theirs.numbers.given[: len(theirs.table) + FIRST_SLOT],
-                    "numbered": theirs.numbered,
-                }
-                for k, theirs in enumerate(self._counterparts)
-            },
+            "counterparts": {str(k): theirs.state(slots) for k, theirs in enumerate(self._counterparts)},
         }
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self._own = restored(Habits, state["own"])
         for k, theirs in enumerate(self._counterparts):
-            saved = state["counterparts"][str(k)]
-            theirs.table.restore(saved["table"])
-            theirs.habits = restored(Habits, saved["habits"])
-            theirs.pairs = restored(Pairs, saved["pairs"])
-            theirs.numbers = Numbers(np.array(saved["numbers"]))
-            theirs.numbered = np.array(saved["numbered"])
+            theirs.restore(state["counterparts"][str(k)])
 
 
 def bytes_per_entity(counterparts: int) -> int:

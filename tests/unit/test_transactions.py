@@ -309,6 +309,22 @@ def test_counterparts_that_had_to_leave_are_counted() -> None:
     assert features.evicted_total == 2
 
 
+def test_where_fewer_counterparts_may_be_kept_than_there_are_those_met_last_stay_as_they_are() -> None:
+    terminals = ["t1", "t2", "t3", "t1", "t4", "t2"]
+    before = LaneFeatures(SCHEMA, 10)
+    before.transform(paid(["c"] * 6, [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], [0] * 6, terminals))
+    whole, fewer = LaneFeatures(SCHEMA, 10), LaneFeatures(SCHEMA, 2)
+    for features in (whole, fewer):
+        features.restore(before.state())
+    assert (len(fewer.state()["transactions"]["counterparts"]["0"]["numbers"]), fewer.evicted_total) == (3, 2)
+    again = paid(["c"] * 2, [70.0] * 2, [MINUTE_MS] * 2, ["t2", "t4"])
+    told = fewer.transform(again).rows.values
+    assert told.tobytes() == whole.transform(again).rows.values.tobytes()
+    gone = fewer.transform(paid(["c"], [70.0], [MINUTE_MS], ["t1"])).rows.values[0, -COLUMNS:]
+    assert (gone[TERMINAL + COUNTS], gone[NOVELTY]) == (1.0, 9.0)
+    assert len(fewer.state()["transactions"]["counterparts"]["0"]["numbers"]) == 3
+
+
 def _arrays(state: Any) -> Iterator[NDArray[Any]]:
     for value in state.values():
         if isinstance(value, np.ndarray):

@@ -147,7 +147,8 @@ class Missing(Section):
     default: StandIn = Field(
         "mean",
         description="Where nothing else is said. mean: the recent mean of the entity; last: its last value; both are "
-        "marked and count in no score. zero: absence means 0, a value like any other. reject: a dead letter.",
+        "marked and count in no score. zero: absence means 0, a value like any other, and what is no number makes a "
+        "dead letter. reject: a dead letter.",
     )
     features: dict[str, StandIn] = Field(
         {},

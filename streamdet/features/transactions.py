@@ -110,7 +110,7 @@ class _Counterparts:
     def restore(self, state: State) -> None:
         """Take back what `state` gave, as much of it as there is room for now."""
         slots = self.table.restore(state["table"])
-        self.habits = Habits(*(array[slots] for array in restored(Habits, state["habits"])))
+        self.habits = Habits._make(array[slots] for array in restored(Habits, state["habits"]))
         self.pairs = restored(Pairs, state["pairs"])
         self.numbers = Numbers(state["numbers"][slots])
         self.numbered = np.array(state["numbered"])

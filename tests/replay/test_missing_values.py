@@ -76,6 +76,15 @@ def test_a_count_that_is_only_sent_when_there_is_one_is_zero_in_between(tmp_path
     assert {feature.name: feature.actual for feature in quiet.features}["errors"] == 0.0
 
 
+def test_what_is_no_number_is_a_dead_letter_where_absence_means_zero(tmp_path: Path) -> None:
+    readings = station(errors={700: "offline", 800: None})
+    judged = Judged(tmp_path, readings, missing={"features": {"errors": "zero"}})
+    assert (judged.summary["events"], judged.summary["rejected"]) == (N - 1, 1)
+    (letter,) = judged.dead
+    assert (letter["reason"], letter["offset"]) == ("invalid_value", 700)
+    assert "errors" in letter["error"]
+
+
 def test_a_reading_without_the_number_that_matters_is_a_dead_letter_with_its_name(tmp_path: Path) -> None:
     silent = {700: None, 900: None}
     judged = Judged(tmp_path, station(pressure=silent), missing={"features": {"pressure": "reject"}})

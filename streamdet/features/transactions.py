@@ -39,6 +39,8 @@ HALF_LIVES_S: Final = (3_600.0, 43_200.0, 302_400.0)
 SPANS: Final = len(HALF_LIVES_S)
 # A first transaction counts as one after so long.
 GAP_FIRST_S: Final = 30 * 86_400.0
+# A transaction that is later than this is not late: the clock of one before it was wrong, and far ahead.
+LATE_MAX_S: Final = 30 * 86_400.0
 _DAY_S: Final = 86_400.0
 _HALF: Final = math.log(0.5)
 
@@ -63,7 +65,7 @@ class Habits(NamedTuple):
     learnt: Ints  # (S,) amounts
     usual: Floats  # (S,) mean of what was learnt of amounts
     seen: Ints  # (S,) transactions
-    last_s: Floats  # (S,) time of the last one
+    last_s: Floats  # (S,) time of the latest one
     counts: Floats  # (S, SPANS) decayed to `last_s`
     sums: Floats  # (S, SPANS)
     hours: Floats  # (S, 3) forgetting sums of the cosine and the sine of the time of day, and of ones
@@ -135,7 +137,7 @@ class Transactions:
 
         Args:
             amounts: (n,); a negative one counts by its size, one of 0 or NaN teaches nothing of amounts.
-            times_ms: (n,); where time runs backwards, nothing decays.
+            times_ms: (n,); one that is late counts as much as is left of it by the time of the latest one.
             slots: (n,) of the entities.
             fresh: (n,) where the slot has a new owner.
             names: n names of each kind of counterpart; "" is none, which has no habits.
@@ -226,10 +228,7 @@ def _follow(
             out[i, SUMS + j] = kept.sums[slot, j] + size if slot != 0 else size
         out[i, HOUR] = _unusual_hour(second, slot, kept)
         if slot != 0:
-            kept.seen[slot] += 1
-            kept.last_s[slot] = second
-            kept.counts[slot] += 1.0
-            kept.sums[slot] += size
+            _count(size, second, slot, kept)
     return before
 
 
@@ -237,16 +236,32 @@ def _follow(
 def _decay(
     second: float, slot: int, kept: Habits, out: NDArray[np.float32]
 ) -> None:  # pragma: no cover - compiled
-    """Bring counts and sums to this time, and tell how long ago the last transaction was."""
+    """Bring counts and sums to this time, and tell how far from it the latest transaction was."""
     if kept.seen[slot] == 0:
         out[GAP] = GAP_FIRST_S
         return
-    passed = max(0.0, second - kept.last_s[slot])
-    out[GAP] = passed
+    passed = second - kept.last_s[slot]
+    out[GAP] = abs(passed)
+    if passed <= 0.0:
+        return
     for j in range(SPANS):
         left = math.exp(_HALF * passed / HALF_LIVES_S[j])
         kept.counts[slot, j] *= left
         kept.sums[slot, j] *= left
+
+
+@compiled
+def _count(size: float, second: float, slot: int, kept: Habits) -> None:  # pragma: no cover - compiled
+    """Take in a transaction, or of one that is late what is left of it by the time of the latest."""
+    late = kept.last_s[slot] - second
+    if kept.seen[slot] == 0 or not 0.0 <= late <= LATE_MAX_S:
+        kept.last_s[slot] = second
+        late = 0.0
+    kept.seen[slot] += 1
+    for j in range(SPANS):
+        left = math.exp(_HALF * late / HALF_LIVES_S[j])
+        kept.counts[slot, j] += left
+        kept.sums[slot, j] += left * size
 
 
 @compiled

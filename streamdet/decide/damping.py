@@ -136,8 +136,9 @@ def _damp(
             kept.owed[slot] = True
         else:
             out[i] = Cause.RANGE if ranged[i] else Cause.LIMIT
-            kept.time_ms[slot], kept.raw[slot], kept.ranged[slot] = times_ms[i], raw[i], ranged[i]
-            kept.owed[slot] = False
+            if not _near(times_ms[i], slot, rule, kept) or times_ms[i] > kept.time_ms[slot]:
+                kept.time_ms[slot] = times_ms[i]  # a worse one that is late cuts no cool-down short
+            kept.raw[slot], kept.ranged[slot], kept.owed[slot] = raw[i], ranged[i], False
 
 
 @compiled
@@ -160,14 +161,19 @@ def _count(strange: bool, slot: int, rule: _Rule, kept: Damped) -> int:  # pragm
 def _cooling(
     time_ms: int, raw: float, ranged: bool, slot: int, rule: _Rule, kept: Damped
 ) -> bool:  # pragma: no cover - compiled
-    """Whether an alert would come too soon after the last one, and is no worse.
+    """Whether an alert would come too soon after the last one, and is no worse."""
+    # What somebody has called impossible is worse than what a model finds strange.
+    worse = raw > rule.worse * kept.raw[slot] or (ranged and not kept.ranged[slot])
+    return _near(time_ms, slot, rule, kept) and not worse
+
+
+@compiled
+def _near(time_ms: int, slot: int, rule: _Rule, kept: Damped) -> bool:  # pragma: no cover - compiled
+    """Whether there was an alert within a cool-down of this time.
 
     Late events count on either side, and one time far ahead does not hold back all that follows.
     """
-    if np.isnan(kept.raw[slot]) or abs(time_ms - kept.time_ms[slot]) >= rule.cool_down_ms:
-        return False
-    # What somebody has called impossible is worse than what a model finds strange.
-    return not (raw > rule.worse * kept.raw[slot] or (ranged and not kept.ranged[slot]))
+    return not np.isnan(kept.raw[slot]) and abs(time_ms - kept.time_ms[slot]) < rule.cool_down_ms
 
 
 @compiled

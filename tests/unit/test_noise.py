@@ -111,6 +111,8 @@ class Device:
             if near and not (raw > settings.worse * before or (ranged and not was_ranged)):
                 self.owed = True
                 return Cause.COOL_DOWN
+        if self.last is not None and abs(time_ms - self.last[0]) < 1000 * settings.cool_down_s:
+            time_ms = max(time_ms, self.last[0])
         self.last, self.owed = (time_ms, raw, ranged), False
         return Cause.RANGE if ranged else Cause.LIMIT
 
@@ -270,6 +272,11 @@ def test_the_cool_down_of_one_pump_does_not_touch_another() -> None:
 def test_a_clock_that_is_once_far_ahead_does_not_silence_an_entity() -> None:
     stream = Stream.of([0, 10**9, 1000, 1001], [5.0] * 4)
     assert reasons(stream, cool_down_s=600) == [Cause.LIMIT] * 3 + [Cause.COOL_DOWN]
+
+
+def test_a_worse_alert_that_comes_late_does_not_cut_the_cool_down_short() -> None:
+    stream = Stream.of([1_000, 500, 1_550], [5.0, 9.0, 9.0])
+    assert reasons(stream, cool_down_s=600) == [Cause.LIMIT, Cause.LIMIT, Cause.COOL_DOWN]
 
 
 def test_a_hard_range_needs_no_k_of_n_and_rings_amid_a_cool_down_once() -> None:

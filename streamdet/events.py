@@ -32,11 +32,11 @@ EXPECTATION_COLUMNS: Final = 5
 RESIDUAL, FORECAST, SHIFT, NOVELTY, STILLNESS = range(EXPECTATION_COLUMNS)
 
 # Columns beside a transaction, see `features/transactions.py`: its amount; of each key, the entity first, what it
-# usually pays, seconds since its last transaction, counts and sums of 1 h, 24 h and 7 d, and how unusual the hour is;
-# of each counterpart, how unusual it is to meet it.
+# usually pays with this transaction in it, seconds since its last transaction, counts and sums of 1 h, 24 h and 7 d,
+# how unusual the hour is, and what it usually paid before; of each counterpart, how unusual it is to meet it.
 AMOUNT: Final = 0
-KEY_COLUMNS: Final = 9
-USUAL, GAP, COUNTS, SUMS, HOUR = 0, 1, 2, 5, 8
+KEY_COLUMNS: Final = 10
+USUAL, GAP, COUNTS, SUMS, HOUR, KNOWN = 0, 1, 2, 5, 8, 9
 
 
 def transaction_columns(keys: int) -> int:

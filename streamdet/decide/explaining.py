@@ -33,7 +33,7 @@ from streamdet.models.version import Explanation, ModelVersion
 # What tells less of a transaction's history is left out: of so many facts most tell nothing.
 SHARE_MIN: Final = 1e-5
 # What is expected of a counterpart: no name, as an entity has many.
-KNOWN: Final = "a known one"
+MET_BEFORE: Final = "a known one"
 # What the history tells of a key of a transaction, in the words of an alert.
 FACTS: Final = {GAP: "seconds_since_last"} | {
     first + j: f"{what}_{span}"
@@ -198,7 +198,7 @@ def _of_history(
         else:
             which = column - 1 - KEY_COLUMNS * (1 + len(schema.counterparts))
             name = events.counterparts[which][i] or None
-            told.append(FeatureShare(schema.counterparts[which], name, KNOWN, share))
+            told.append(FeatureShare(schema.counterparts[which], name, MET_BEFORE, share))
     return told
 
 

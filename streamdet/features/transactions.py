@@ -6,7 +6,7 @@ half of an hour's count is left after an hour, and at which hours of the day it 
 kept how often they have met. Rows tell these as plain facts, in counts, seconds and units of the amount; how strange
 they are is for the scorers to say (`models/scorers/habits.py`).
 
-Counts, sums and the usual amount have seen the row itself; all else only what was before it.
+Counts, sums and the usual amount have seen the row itself; all else, as the known amount, only what was before it.
 """
 
 import math
@@ -23,6 +23,7 @@ from streamdet.events import (
     GAP,
     HOUR,
     KEY_COLUMNS,
+    KNOWN,
     SUMS,
     USUAL,
     Bools,
@@ -222,7 +223,7 @@ def _follow(
             _clear(slot, kept)
         before[i] = kept.seen[slot] if slot != 0 else 0
         _decay(second, slot, kept, out[i])
-        out[i, USUAL] = _usual(size, slot, kept)
+        _pays(size, slot, kept, out[i])
         for j in range(SPANS):
             out[i, COUNTS + j] = kept.counts[slot, j] + 1.0 if slot != 0 else 1.0
             out[i, SUMS + j] = kept.sums[slot, j] + size if slot != 0 else size
@@ -265,17 +266,20 @@ def _count(size: float, second: float, slot: int, kept: Habits) -> None:  # prag
 
 
 @compiled
-def _usual(size: float, slot: int, kept: Habits) -> float:  # pragma: no cover - compiled
-    """The mean amount, this one included, drawn towards the lane's as if that had come once; then learns it.
+def _pays(
+    size: float, slot: int, kept: Habits, out: NDArray[np.float32]
+) -> None:  # pragma: no cover - compiled
+    """The mean amount before and with this one, drawn towards the lane's as if that had come once; then learns it.
 
     With itself in the mean, an amount is at most as many times the usual one as there have been, so that little is
-    made of the first amounts of a key.
+    made of the first amounts of a key. What was known before is what people call expected.
     """
     typical = math.exp(kept.usual[0]) if kept.learnt[0] > 0 else size
     many, mean = (kept.learnt[slot], kept.usual[slot]) if slot != 0 else (0, 0.0)
     known = (many * mean + typical) / (many + 1.0)
+    out[USUAL] = out[KNOWN] = known
     if size <= 0.0:
-        return float(known)
+        return
     if slot != 0:
         counted = min(size, REACH * known)
         kept.learnt[slot] += 1
@@ -283,7 +287,7 @@ def _usual(size: float, slot: int, kept: Habits) -> float:  # pragma: no cover -
     kept.learnt[0] += 1
     kept.usual[0] += max(LANE_RATE, 1.0 / kept.learnt[0]) * (math.log(size) - kept.usual[0])
     many = min(many, 1.0 / AMOUNT_RATE)
-    return float((many * mean + typical + size) / (many + 2.0))
+    out[USUAL] = (many * mean + typical + size) / (many + 2.0)
 
 
 @compiled

@@ -10,15 +10,15 @@ from strategies import LANE
 
 from streamdet.config import Gate
 from streamdet.decide import explain
-from streamdet.decide.explaining import FACTS, KNOWN
+from streamdet.decide.explaining import FACTS, MET_BEFORE
 from streamdet.events import (
     AMOUNT,
     COUNTS,
     GAP,
     HOUR,
     KEY_COLUMNS,
+    KNOWN,
     SUMS,
-    USUAL,
     Alert,
     Cause,
     Events,
@@ -215,7 +215,7 @@ def test_an_unusual_amount_is_told_with_what_the_card_usually_pays() -> None:
     told = first_of(changed(AMOUNT, 100.0, LAST))
     assert told.name == "amount"
     assert told.share > 0.9
-    assert told.expected == pytest.approx(float(history_of(7)[1 + USUAL]))
+    assert told.expected == pytest.approx(float(history_of(7)[1 + KNOWN]))
 
 
 def test_an_amount_that_is_missing_is_not_what_an_alert_names() -> None:
@@ -254,7 +254,7 @@ def test_a_burst_is_told_as_a_count_or_a_sum_and_what_is_usual(column: int, name
 
 def test_a_counterpart_that_is_new_is_named() -> None:
     told = first_of(changed(NOVELTY, 10_000.0, LAST))
-    assert (told.name, told.actual, told.expected) == ("terminal", EVENTS.counterparts[0][5_007], KNOWN)
+    assert (told.name, told.actual, told.expected) == ("terminal", EVENTS.counterparts[0][5_007], MET_BEFORE)
 
 
 def test_what_is_usual_is_told_in_the_units_of_the_columns() -> None:

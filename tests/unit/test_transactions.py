@@ -19,6 +19,7 @@ from streamdet.events import (
     GAP,
     HOUR,
     KEY_COLUMNS,
+    KNOWN,
     SUMS,
     USUAL,
     Events,
@@ -116,7 +117,7 @@ class Accounts:
         told = [*(count + 1 for count in account.counts), *(total + size for total in account.sums)]
         typical = math.exp(self.logs) if self.learnt else size
         many = len(account.amounts)
-        usual = (many * account.usual + typical) / (many + 1)
+        usual = known = (many * account.usual + typical) / (many + 1)
         if size > 0:
             account.amounts.append(min(size, REACH * usual))
             mean = account.usual
@@ -135,7 +136,7 @@ class Accounts:
         for j, half_life in enumerate(HALF_LIVES_S):
             account.counts[j] += 0.5 ** (late / half_life)
             account.sums[j] += size * 0.5 ** (late / half_life)
-        return [usual, gap, *told, hour]
+        return [usual, gap, *told, hour, known]
 
 
 def written_down(events: Events, max_entities: int) -> list[list[float]]:
@@ -216,6 +217,14 @@ def test_a_stolen_card_stands_out_for_as_long_as_it_is_used() -> None:
     assert ratio[stolen].min() > 1.0
     assert np.median(ratio[stolen]) > 3.0
     assert np.median(ratio[200:][~stolen[200:]]) == pytest.approx(1.0, abs=0.4)
+
+
+def test_what_is_known_of_a_card_has_not_seen_the_payment_and_of_a_new_one_is_what_is_typical() -> None:
+    amounts = [50.0] * 40 + [50_000.0, 50_000.0, 40.0]
+    columns = facts(paid([*["a", "b"] * 20, "new", "a", "a"], amounts, [0] * 43))
+    assert columns[40:42, CARD + KNOWN] == pytest.approx(50.0, rel=0.02)
+    assert columns[40, CARD + USUAL] == pytest.approx(25_025.0)
+    assert columns[42, CARD + KNOWN] > 50.0
 
 
 def test_a_new_habit_becomes_the_usual_one() -> None:

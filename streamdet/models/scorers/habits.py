@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamdet.events import AMOUNT, COUNTS, GAP, HOUR, KEY_COLUMNS, SUMS, USUAL, transaction_columns
+from streamdet.events import AMOUNT, COUNTS, GAP, HOUR, KEY_COLUMNS, KNOWN, SUMS, USUAL, transaction_columns
 from streamdet.models.scorers import Block, Training, Unfitted
 
 # An amount against the usual one is at least this: so much smaller is as small.
@@ -113,15 +113,15 @@ class Velocity:
     def usual(self, history: Tensor) -> Tensor:
         """What the columns of a history, (n, H), usually are, in their units, (n, H); NaN where it cannot tell.
 
-        The amount is that of the entity's habit, sums go with what the key usually pays.
+        The amount is that of the entity's habit, sums go with what the key usually pays; neither has seen the row.
         """
         usual = torch.full_like(history, torch.nan)
-        usual[:, AMOUNT] = history[:, 1 + USUAL]
+        usual[:, AMOUNT] = history[:, 1 + KNOWN]
         for k, key in enumerate(self.location.view(-1, _PACE)):
             first = 1 + k * KEY_COLUMNS
             usual[:, first + GAP] = (-key[0]).expm1()
             usual[:, first + COUNTS : first + HOUR] = key[1:].exp()
-            usual[:, first + SUMS : first + HOUR] *= history[:, [first + USUAL]]
+            usual[:, first + SUMS : first + HOUR] *= history[:, [first + KNOWN]]
         return usual
 
     def _deviations(self, block: Block) -> Tensor:

@@ -347,7 +347,9 @@ class FeatureNoise(Section):
     """What is noise of one numeric feature."""
 
     direction: Literal["up", "down", "both"] = Field(
-        "both", description="Which way a value must be off what is expected to matter: up, more; down, less."
+        "both",
+        description="Which way a value must be off what is expected to matter: up, more; down, less. Of the amount of "
+        "a transaction the size counts, whatever its sign.",
     )
     min_deviation: float = Field(
         0.0,

@@ -26,10 +26,11 @@ class FeatureRules:
     least_relative: Floats  # nor do these, in units of the expected value
     low: Floats  # hard range
     high: Floats
+    sized: Bools  # what is expected is a size, and so what counts is the value's, whatever its sign
 
     @classmethod
-    def of(cls, rules: Sequence[FeatureNoise]) -> "FeatureRules":
-        """The rules of D features, in their order."""
+    def of(cls, rules: Sequence[FeatureNoise], sized: Sequence[bool] | None = None) -> "FeatureRules":
+        """The rules of D features, in their order, and which of them are judged by their size; None: none of them."""
         ranges = [rule.range or (None, None) for rule in rules]
         return cls(
             up=np.array([rule.direction != "down" for rule in rules], np.bool_),
@@ -38,6 +39,7 @@ class FeatureRules:
             least_relative=np.array([rule.min_relative_deviation for rule in rules], np.float64),
             low=np.array([-math.inf if low is None else low for low, _ in ranges], np.float64),
             high=np.array([math.inf if high is None else high for _, high in ranges], np.float64),
+            sized=np.array(sized or [False] * len(rules), np.bool_),
         )
 
     @property
@@ -55,7 +57,7 @@ class FeatureRules:
         A missing value has no deviation and excuses nothing.
         """
         expected, share = (part[:, : len(self.low)] for part in (explanation.expected, explanation.share))
-        deviation = numeric - expected
+        deviation = np.where(self.sized, np.abs(numeric), numeric) - expected
         harmless = ((deviation > 0) & ~self.up) | ((deviation < 0) & ~self.down)
         least = np.maximum(self.least, self.least_relative * np.abs(expected))
         small = ~harmless & (np.abs(deviation) < least)

@@ -34,7 +34,8 @@ class Sieve:
         noise = settings.noise
         self._schema = schema
         self._features = FeatureRules.of(
-            [noise.features.get(name, FeatureNoise()) for name in schema.numeric]
+            [noise.features.get(name, FeatureNoise()) for name in schema.numeric],
+            sized=[name == schema.amount for name in schema.numeric],
         )
         self._damping = Damping(noise) if noise.damps else None
         self._nominal = -math.log(settings.limit.alert_rate)

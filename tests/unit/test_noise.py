@@ -73,6 +73,20 @@ def test_excuses_add_up_and_the_larger_one_is_the_reason() -> None:
     assert excuse([1.0, 61.0], [0.4, 0.3, 0.3], **rules) == Cause.DIRECTION
 
 
+def test_what_is_judged_by_its_size_deviates_by_its_size() -> None:
+    share, size = np.array([[1.0]]), np.array([[50.0]])
+    explanation = Explanation(size, share, np.empty((1, 0)))
+
+    def excused(amount: float, sized: bool, **rules: Any) -> Cause:
+        features = FeatureRules.of([FeatureNoise(**rules)], [sized])
+        return Cause(int(features.excuses(np.array([[amount]]), explanation)[0]))
+
+    assert excused(-900.0, True, direction="up") == excused(900.0, True, direction="up") == Cause.NONE
+    assert excused(-900.0, True, direction="down") == Cause.DIRECTION
+    assert excused(-40.0, True, min_deviation=20.0) == Cause.DEVIATION
+    assert excused(-900.0, False, direction="up") == Cause.DIRECTION
+
+
 def test_a_missing_value_excuses_nothing() -> None:
     rules: Any = {"pressure": {"direction": "up", "min_deviation": 100.0}}
     assert excuse([math.nan, 90.0], **rules) == Cause.NONE

@@ -366,7 +366,7 @@ class FeatureNoise(Section):
     range: tuple[FiniteFloat | None, FiniteFloat | None] | None = Field(
         None,
         description="Smallest and largest value that there may be, in units of the feature, null for none: what lies "
-        "outside alerts at once, also in the warm-up, and no model learns it.",
+        "outside alerts at once, also in the warm-up, and neither a model nor a history learns it.",
     )
 
     @model_validator(mode="after")
@@ -420,6 +420,13 @@ class Noise(Section):
     def configured(self) -> bool:
         """Whether there is any rule."""
         return self.damps or bool(self.features)
+
+    def ranges(self, schema: Schema) -> list[tuple[float, float]]:
+        """Smallest and largest value that there may be of each of D numbers, infinite where nothing is said."""
+        given = [self.features.get(name, FeatureNoise()).range or (None, None) for name in schema.numeric]
+        return [
+            (-math.inf if low is None else low, math.inf if high is None else high) for low, high in given
+        ]
 
     def check(self, schema: Schema) -> None:
         """Hold the rules against the features of the stream.

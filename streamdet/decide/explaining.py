@@ -87,7 +87,6 @@ def explain(
     schema: Schema,
     originals: Sequence[dict[str, object]],
     detected_at_ms: int,
-    outside: Bools | None = None,
     explained: Explained | None = None,
 ) -> list[Alert]:
     """Alerts for the k events at the positions `which`, (k,), whose original fields are given, k of them.
@@ -97,18 +96,16 @@ def explain(
         featured: their rows.
         verdicts: on them.
         which: those that are alerts.
-        model: that scored them; without one, only `outside` can tell why.
+        model: that scored them; without one, only hard ranges can tell why.
         features: of the lane, for its categories.
         schema: of the events.
         originals: all fields of the k events.
         detected_at_ms: when they were judged.
-        outside: which of their D numbers lie outside a hard range, (k, D); None where there are no ranges.
         explained: explanations that are there already, of these events among others.
     """
     if not len(which):
         return []
-    if outside is None:
-        outside = np.zeros((len(which), len(schema.numeric)), np.bool_)
+    outside = featured.outside[which]
     if model is None:
         explanation = _by_range_alone(outside, len(schema.columns))
     else:

@@ -11,7 +11,8 @@ A surprise has seen the row and what was before it; what serves as its scale has
 """
 
 import math
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,14 +137,32 @@ class Expectation:
         self._windows = WINDOWS_PER_ENTITY if entities else WINDOWS
         self._kept = self._empty(1)
 
-    def surprise(self, values: Floats, times_ms: Ints, slots: Ints, fresh: Bools) -> NDArray[np.float32]:
+    def surprise(
+        self, values: Floats, times_ms: Ints, slots: Ints, fresh: Bools, outside: Bools | None = None
+    ) -> NDArray[np.float32]:
         """Columns, (n, EXPECTATION_COLUMNS), of values (n,) at these times, in order; NaN leaves no trace and is cold.
 
-        Where `fresh`, (n,), the slot has a new owner.
+        Where `fresh`, (n,), the slot has a new owner. What is `outside`, (n,), of what may be leaves no trace either.
         """
         self._kept = with_room(self._kept, int(slots.max(initial=0)) + 1, self._empty)
         columns = np.zeros((len(values), EXPECTATION_COLUMNS), np.float32)
-        _surprise(values, times_ms / 1000.0, slots, fresh, self._kept, columns)
+        seconds, done = times_ms / 1000.0, 0
+
+        def follow(start: int, stop: int) -> None:
+            some = slice(start, stop)
+            _surprise(values[some], seconds[some], slots[some], fresh[some], self._kept, columns[some])
+
+        for i in [] if outside is None else np.flatnonzero(outside).tolist():
+            follow(done, i)
+            slot, done = slots[i], i + 1
+            if fresh[i]:
+                _clear(slot, self._kept)
+            arrays: Iterable[NDArray[Any]] = self._kept
+            before = [(array, array[slot].copy()) for array in arrays]
+            follow(i, done)
+            for array, row in before:
+                array[slot] = row
+        follow(done, len(values))
         return columns
 
     def state(self, slots: int) -> State:

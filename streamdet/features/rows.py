@@ -1,8 +1,10 @@
 """Events to rows: what is missing is imputed and marked, categories become rarities; per entity and in order.
 
-The row of event n has seen nothing after event n.
+The row of event n has seen nothing after event n. What lies outside its hard range is in its own row and in no other:
+for all that follows it is as if it were missing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,13 +41,23 @@ class Featured:
     slots: Ints  # (n,)
     fresh: Bools  # (n,) the slot has a new owner from this event on
     usual: Ints  # (n, C) codes of the most frequent categories before the event
+    outside: Bools  # (n, D) the number lies outside its hard range; a missing one does not
 
 
 class LaneFeatures:
     """What is remembered of one lane to make rows: recent means of each entity, its history, categories."""
 
-    def __init__(self, schema: Schema, max_entities: int, missing: Missing | None = None) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        max_entities: int,
+        missing: Missing | None = None,
+        ranges: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
+        """`ranges`: smallest and largest value that there may be of each of the D numbers; None: there is no bound."""
         self._schema = schema
+        no_bounds = [(-np.inf, np.inf)] * len(schema.numeric)
+        self._low, self._high = np.array(ranges or no_bounds, np.float64).reshape(-1, 2).T  # (D,) each
         self._repeats = np.array((missing or Missing()).which("last", schema), np.bool_)  # (D,)
         self._entities = EntityTable(max_entities)
         self._recent = self._none_seen(1)
@@ -75,8 +87,10 @@ class LaneFeatures:
         values = np.empty((n, self._schema.width), np.float32)
         imputed = np.zeros(values.shape, np.bool_)
         clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
+        outside: Bools = (events.numeric < self._low) | (events.numeric > self._high)
         _fill(
             clipped,
+            outside,
             slots,
             fresh,
             self._repeats,
@@ -87,17 +101,23 @@ class LaneFeatures:
         )
         history = values.shape[1] - self._schema.history
         if self._expectation is not None:
-            values[:, history:] = self._expectation.surprise(clipped[:, 0], events.times_ms, slots, fresh)
+            values[:, history:] = self._expectation.surprise(
+                clipped[:, 0], events.times_ms, slots, fresh, outside[:, 0]
+            )
             imputed[:, history:] = imputed[:, :1]
         if self._transactions is not None:
-            amounts = events.numeric[:, self._amount]
             values[:, history:] = self._transactions.facts(
-                amounts, events.times_ms, slots, fresh, events.counterparts
+                events.numeric[:, self._amount],
+                events.times_ms,
+                slots,
+                fresh,
+                events.counterparts,
+                outside[:, self._amount],
             )
         usual = np.empty((n, len(self._categories)), np.int64)
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
-        return Featured(Rows(values, imputed), slots, fresh, usual)
+        return Featured(Rows(values, imputed), slots, fresh, usual, outside)
 
     def category(self, column: int, code: int) -> str | None:
         """The value of a categorical column that the last `transform` gave this code; None for -1."""
@@ -147,6 +167,7 @@ class LaneFeatures:
 @compiled
 def _fill(
     numeric: Floats,
+    outside: Bools,
     slots: Ints,
     fresh: Bools,
     repeats: Bools,
@@ -158,10 +179,10 @@ def _fill(
     """Copy (n, D) numbers into the rows, and their recent means, this event included, behind the features.
 
     Where a number is NaN, the entity's last value stands for it if the column `repeats`; otherwise the entity's recent
-    mean, else the lane's, else 0.
+    mean, else the lane's, else 0. One that is `outside` is not remembered.
     """
     width = numeric.shape[1]
-    fast, slow, last = kept.fast, kept.slow, kept.last
+    fast, slow, last = kept
     for i in range(len(numeric)):
         slot = slots[i]
         if fresh[i]:
@@ -176,7 +197,7 @@ def _fill(
                     own = last[slot, d]
                 value = own if not np.isnan(own) else (lane if not np.isnan(lane) else 0.0)
                 imputed[i, d] = imputed[i, features + d] = imputed[i, features + width + d] = True
-            else:
+            elif not outside[i, d]:
                 if repeats[d]:
                     last[slot, d] = value
                 own = slow[slot, d]

@@ -132,7 +132,13 @@ class Transactions:
         return sum(theirs.table.evicted_total for theirs in self._counterparts)
 
     def facts(
-        self, amounts: Floats, times_ms: Ints, slots: Ints, fresh: Bools, names: Sequence[Sequence[str]]
+        self,
+        amounts: Floats,
+        times_ms: Ints,
+        slots: Ints,
+        fresh: Bools,
+        names: Sequence[Sequence[str]],
+        outside: Bools,
     ) -> NDArray[np.float32]:
         """Columns, (n, transaction_columns), of n transactions of these entities, in order.
 
@@ -142,13 +148,14 @@ class Transactions:
             slots: (n,) of the entities.
             fresh: (n,) where the slot has a new owner.
             names: n names of each kind of counterpart; "" is none, which has no habits.
+            outside: (n,) where the amount is out of the question, and teaches nothing either.
         """
         sizes = np.minimum(np.abs(np.nan_to_num(amounts, nan=0.0)), AMOUNT_MAX)
-        seconds = times_ms / 1000.0
+        learnt, seconds = np.where(outside, 0.0, sizes), times_ms / 1000.0
         columns = np.zeros((len(sizes), transaction_columns(1 + len(names))), np.float32)
         room = int(slots.max(initial=0)) + 1
         self._own = with_room(self._own, room, _no_habits)
-        seen = _follow(sizes, seconds, slots, fresh, self._own, columns[:, 1 : 1 + KEY_COLUMNS])
+        seen = _follow(learnt, seconds, slots, fresh, self._own, columns[:, 1 : 1 + KEY_COLUMNS])
         columns[:, AMOUNT] = np.where(sizes > 0.0, sizes, columns[:, 1 + USUAL])
         novelties = 1 + KEY_COLUMNS * (1 + len(names))
         for k, (theirs, column) in enumerate(zip(self._counterparts, names, strict=True)):
@@ -158,7 +165,7 @@ class Transactions:
             theirs.habits = with_room(theirs.habits, their_room, _no_habits)
             theirs.numbers = with_room(theirs.numbers, their_room, _no_numbers)
             first = 1 + KEY_COLUMNS * (1 + k)
-            _follow(sizes, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
+            _follow(learnt, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
             _meet(
                 slots, fresh, seen, at, new, theirs.numbers.given, theirs.numbered, theirs.pairs,
                 columns[:, novelties + k],

@@ -185,7 +185,7 @@ def alert_on(rows: Rows, which: int) -> Alert:
     verdicts = Verdicts(ones, ones, np.full(n, 3, np.uint8), yes, yes, yes, ones, by_limit)
     (alert,) = explain(
         EVENTS,
-        Featured(whole, FEATURED.slots, FEATURED.fresh, FEATURED.usual),
+        Featured(whole, FEATURED.slots, FEATURED.fresh, FEATURED.usual, FEATURED.outside),
         verdicts,
         np.array([5_000 + which]),
         model=MODEL,

@@ -325,8 +325,8 @@ def sifted(
         np.full(n, usual if known else math.nan), reason,
     )  # fmt: skip
     version = replace(untrained(2), numeric=2) if known else None
-    sieve = Sieve(settings, SCHEMA)
-    return sieve.sift(events, LaneFeatures(SCHEMA, 10).transform(events), verdicts, version)
+    sieve, features = Sieve(settings, SCHEMA), LaneFeatures(SCHEMA, 10, ranges=settings.noise.ranges(SCHEMA))
+    return sieve.sift(events, features.transform(events), verdicts, version)
 
 
 NORMAL = [3.0, 60.0]

@@ -2,8 +2,8 @@
 
 A transaction has several keys: the entity (a card) and its counterparts (a terminal). Of each key is kept, in constant
 memory, what it usually pays, how many transactions it has had and what they came to, decayed exponentially so that
-half of an hour's count is left after an hour, and at which hours of the day it pays. Of an entity and a counterpart is
-kept how often they have met. Rows tell these as plain facts, in counts, seconds and units of the amount; how strange
+half of an hour's count is left after an hour; of the entity also at which hours of the day it pays, and how often it
+has met each counterpart. Rows tell these as plain facts, in counts, seconds and units of the amount; how strange
 they are is for the scorers to say (`models/scorers/habits.py`).
 
 Counts, sums and the usual amount have seen the row itself; all else, as the known amount, only what was before it.
@@ -23,6 +23,7 @@ from streamdet.events import (
     GAP,
     HOUR,
     KEY_COLUMNS,
+    KEYS,
     KNOWN,
     SUMS,
     USUAL,
@@ -53,9 +54,9 @@ AMOUNT_RATE: Final = 0.02
 LANE_RATE: Final = 0.001
 # Larger amounts, or sums of some of them, would be infinite in float32.
 AMOUNT_MAX: Final = 1e30
-# Hours are forgotten by count, and are taken to be any hour as if two more had been seen.
+# Hours are forgotten by count, and are taken to be any hour as if so many more had been seen.
 HOUR_RATE: Final = 0.02
-HOURS_PRIOR: Final = 2.0
+HOURS_PRIOR: Final = 4.0
 # Counterparts remembered of an entity; the one not met for longest makes room.
 PAIRS: Final = 64
 
@@ -69,7 +70,12 @@ class Habits(NamedTuple):
     last_s: Floats  # (S,) time of the latest one
     counts: Floats  # (S, SPANS) decayed to `last_s`
     sums: Floats  # (S, SPANS)
-    hours: Floats  # (S, 3) forgetting sums of the cosine and the sine of the time of day, and of ones
+
+
+class Hours(NamedTuple):
+    """When entities pay, a row per slot."""
+
+    moments: Floats  # (S, 3) forgetting sums of the cosine and the sine of the time of day, and of ones
 
 
 class Pairs(NamedTuple):
@@ -124,6 +130,7 @@ class Transactions:
 
     def __init__(self, counterparts: int, max_entities: int) -> None:
         self._own = _no_habits(1)
+        self._hours = _no_hours(1)
         self._counterparts = [_Counterparts(max_entities) for _ in range(counterparts)]
 
     @property
@@ -155,16 +162,18 @@ class Transactions:
         columns = np.zeros((len(sizes), transaction_columns(1 + len(names))), np.float32)
         room = int(slots.max(initial=0)) + 1
         self._own = with_room(self._own, room, _no_habits)
-        seen = _follow(learnt, seconds, slots, fresh, self._own, columns[:, 1 : 1 + KEY_COLUMNS])
-        columns[:, AMOUNT] = np.where(sizes > 0.0, sizes, columns[:, 1 + USUAL])
-        novelties = 1 + KEY_COLUMNS * (1 + len(names))
+        self._hours = with_room(self._hours, room, _no_hours)
+        _tell_hours(seconds, slots, fresh, self._hours, columns[:, HOUR])
+        seen = _follow(learnt, seconds, slots, fresh, self._own, columns[:, KEYS : KEYS + KEY_COLUMNS])
+        columns[:, AMOUNT] = np.where(sizes > 0.0, sizes, columns[:, KEYS + USUAL])
+        novelties = KEYS + KEY_COLUMNS * (1 + len(names))
         for k, (theirs, column) in enumerate(zip(self._counterparts, names, strict=True)):
             at, new = theirs.table.assign(column)
             theirs.pairs = with_room(theirs.pairs, room, _no_pairs)
             their_room = int(at.max(initial=0)) + 1
             theirs.habits = with_room(theirs.habits, their_room, _no_habits)
             theirs.numbers = with_room(theirs.numbers, their_room, _no_numbers)
-            first = 1 + KEY_COLUMNS * (1 + k)
+            first = KEYS + KEY_COLUMNS * (1 + k)
             _follow(learnt, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
             _meet(
                 slots, fresh, seen, at, new, theirs.numbers.given, theirs.numbered, theirs.pairs,
@@ -176,21 +185,24 @@ class Transactions:
         """All of it, by name, of the first slots of the entities: views that change with the next call."""
         return {
             "own": state_of(self._own, slots),
+            "hours": state_of(self._hours, slots),
             "counterparts": {str(k): theirs.state(slots) for k, theirs in enumerate(self._counterparts)},
         }
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self._own = restored(Habits, state["own"])
+        # Before hours had a place of their own nothing was made of them.
+        self._hours = restored(Hours, state["hours"]) if "hours" in state else _no_hours(len(self._own.seen))
         for k, theirs in enumerate(self._counterparts):
             theirs.restore(state["counterparts"][str(k)])
 
 
 def bytes_per_entity(counterparts: int) -> int:
     """What an entity takes, and a counterpart of each of so many kinds."""
-    empty = (_no_habits(1), _no_pairs(1), _no_numbers(1))
-    habits, pairs, number = (sum(array.nbytes for array in some) for some in empty)
-    return habits + counterparts * (habits + pairs + number)
+    empty = (_no_habits(1), _no_hours(1), _no_pairs(1), _no_numbers(1))
+    habits, hours, pairs, number = (sum(array.nbytes for array in some) for some in empty)
+    return habits + hours + counterparts * (habits + pairs + number)
 
 
 def _no_habits(slots: int) -> Habits:
@@ -201,8 +213,11 @@ def _no_habits(slots: int) -> Habits:
         last_s=np.zeros(slots),
         counts=np.zeros((slots, SPANS)),
         sums=np.zeros((slots, SPANS)),
-        hours=np.zeros((slots, 3)),
     )
+
+
+def _no_hours(slots: int) -> Hours:
+    return Hours(moments=np.zeros((slots, 3)))
 
 
 def _no_pairs(slots: int) -> Pairs:
@@ -234,7 +249,6 @@ def _follow(
         for j in range(SPANS):
             out[i, COUNTS + j] = kept.counts[slot, j] + 1.0 if slot != 0 else 1.0
             out[i, SUMS + j] = kept.sums[slot, j] + size if slot != 0 else size
-        out[i, HOUR] = _unusual_hour(second, slot, kept)
         if slot != 0:
             _count(size, second, slot, kept)
     return before
@@ -298,19 +312,27 @@ def _pays(
 
 
 @compiled
-def _unusual_hour(second: float, slot: int, kept: Habits) -> float:  # pragma: no cover - compiled
-    """0 where the key has always paid at this hour, 1 where nothing is known, towards 2 at the opposite hour."""
-    if slot == 0:
-        return 1.0
-    angle = 2.0 * math.pi * (second % _DAY_S) / _DAY_S
-    x, y = math.cos(angle), math.sin(angle)
-    hours = kept.hours[slot]
-    along = (hours[0] * x + hours[1] * y) / (hours[2] + HOURS_PRIOR)
-    hours *= 1.0 - HOUR_RATE
-    hours[0] += x
-    hours[1] += y
-    hours[2] += 1.0
-    return float(1.0 - along)
+def _tell_hours(
+    seconds: Floats, slots: Ints, fresh: Bools, kept: Hours, out: NDArray[np.float32]
+) -> None:  # pragma: no cover - compiled
+    """How many times rarer the hour is to the entity than if it paid at any, 1 where nothing is known, (n,).
+
+    By the first moment of its hours on the circle (Mardia, Statistics of Directional Data, 1972): the density is taken
+    to rise and fall once a day, by as much as they agree.
+    """
+    for i in range(len(slots)):
+        slot = slots[i]
+        if fresh[i]:
+            kept.moments[slot] = 0.0
+        angle = 2.0 * math.pi * (seconds[i] % _DAY_S) / _DAY_S
+        x, y = math.cos(angle), math.sin(angle)
+        moments = kept.moments[slot]
+        along = (moments[0] * x + moments[1] * y) / (moments[2] + HOURS_PRIOR) if slot != 0 else 0.0
+        out[i] = 1.0 / (1.0 + along)
+        moments *= 1.0 - HOUR_RATE
+        moments[0] += x
+        moments[1] += y
+        moments[2] += 1.0
 
 
 @compiled
@@ -360,4 +382,3 @@ def _clear(slot: int, kept: Habits) -> None:  # pragma: no cover - compiled
     kept.last_s[slot] = 0.0
     kept.counts[slot] = 0.0
     kept.sums[slot] = 0.0
-    kept.hours[slot] = 0.0

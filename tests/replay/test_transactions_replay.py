@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from fakes import FakeSink, Group, StopAfter
 
@@ -114,3 +116,44 @@ def test_those_who_know_no_refunds_say_so_by_a_range(recording: Path, tmp_path: 
     alerts = alerts_of(recording, tmp_path, features={"amount": {"direction": "down", "range": [0, None]}})
     assert alerts[REFUNDED].reason == "range"
     assert not {FIRST, PAID} & alerts.keys()
+
+
+# --- A card by night --------------------------------------------------------------------------------------------------
+
+
+def paying_by_day(path: Path, hour: float) -> Sequence[int]:
+    """Writes payments of cards that only pay between 8 and 18 o'clock, but for three of one card; where these are."""
+    cards = simulate_cards(seed=5, days=60, customers=60, terminals=100)
+    days, seconds = np.divmod(cards.times_s, 86_400)
+    times_s = days * 86_400 + (seconds * 10 // 24) + 8 * 3_600
+    often = int(np.bincount(cards.customers).argmax())
+    burst = np.flatnonzero((cards.customers == often) & (cards.scenarios == 0))[-3:]
+    times_s[burst] = days[burst[0]] * 86_400 + int(hour * 3_600) + 600 * np.arange(3)
+    order = np.argsort(times_s, kind="stable")
+    rows = zip(
+        times_s[order], cards.customers[order], cards.terminals[order], cards.amounts[order], strict=True
+    )
+    with path.open("w") as file:
+        for time_s, customer, terminal, amount in rows:
+            names = f'"customer":"c{customer}","terminal":"t{terminal}"'
+            file.write(f'{{"timestamp":{time_s},{names},"amount":{amount}}}\n')
+    places: Sequence[int] = np.flatnonzero(np.isin(order, burst)).tolist()
+    return places
+
+
+def test_a_card_that_has_always_paid_by_day_is_noticed_at_night(tmp_path: Path) -> None:
+    told = {}
+    for hour in (3.0, 13.0):
+        payments, alerts = tmp_path / f"{hour}.jsonl", tmp_path / f"{hour}.alerts.jsonl"
+        burst = paying_by_day(payments, hour)
+        settings = parse({"input": INPUT, "model": {"device": "cpu"}, "limit": {"alert_rate": 0.005}})
+        replay(Replay([payments], alerts=alerts), settings, StopAfter())
+        decoded = [msgspec.json.decode(line, type=Alert) for line in alerts.read_bytes().splitlines()]
+        told[hour] = {
+            alert.source.offset: alert.features[0] for alert in decoded if alert.source.offset in burst
+        }
+    assert told[13.0] == {}
+    assert len(told[3.0]) >= 2
+    for first in told[3.0].values():
+        assert first.name == "time_of_day of customer"
+        assert str(first.actual).startswith("03:")

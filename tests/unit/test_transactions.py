@@ -19,6 +19,7 @@ from streamdet.events import (
     GAP,
     HOUR,
     KEY_COLUMNS,
+    KEYS,
     KNOWN,
     SUMS,
     USUAL,
@@ -42,8 +43,8 @@ from streamdet.features.transactions import (
 
 SCHEMA = Schema("ts", "card", ("amount",), (), "amount", ("terminal", "shop"))
 COLUMNS = transaction_columns(3)
-CARD, TERMINAL = 1, 1 + KEY_COLUMNS  # where their columns begin
-NOVELTY = 1 + 3 * KEY_COLUMNS  # of the terminal
+CARD, TERMINAL = KEYS, KEYS + KEY_COLUMNS  # where their columns begin
+NOVELTY = KEYS + 3 * KEY_COLUMNS  # of the terminal
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 
 
@@ -85,6 +86,7 @@ class Account:
     counts: list[float] = field(default_factory=lambda: [0.0] * 3)
     sums: list[float] = field(default_factory=lambda: [0.0] * 3)
     hours: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rarity: float = 1.0  # of the last hour
     met: "list[OrderedDict[str, int]]" = field(default_factory=lambda: [OrderedDict(), OrderedDict()])
 
 
@@ -128,7 +130,8 @@ class Accounts:
             self.logs += max(LANE_RATE, 1 / self.learnt) * (math.log(size) - self.logs)
         angle = 2 * math.pi * (second % 86_400) / 86_400
         x, y, weight = account.hours
-        hour = 1 - (x * math.cos(angle) + y * math.sin(angle)) / (weight + HOURS_PRIOR) if name else 1.0
+        along = (x * math.cos(angle) + y * math.sin(angle)) / (weight + HOURS_PRIOR) if name else 0.0
+        account.rarity = 1 / (1 + along)
         kept = 1 - HOUR_RATE
         account.hours = (x * kept + math.cos(angle), y * kept + math.sin(angle), weight * kept + 1)
         account.seen += 1
@@ -136,7 +139,7 @@ class Accounts:
         for j, half_life in enumerate(HALF_LIVES_S):
             account.counts[j] += 0.5 ** (late / half_life)
             account.sums[j] += size * 0.5 ** (late / half_life)
-        return [usual, gap, *told, hour, known]
+        return [usual, gap, *told, known]
 
 
 def written_down(events: Events, max_entities: int) -> list[list[float]]:
@@ -165,7 +168,7 @@ def written_down(events: Events, max_entities: int) -> list[list[float]]:
                 if len(own.met[k]) > PAIRS:
                     own.met[k].popitem(last=False)
             novelties.append(own.seen / (times + 1))
-        rows.append([size if size > 0 else row[USUAL], *row, *novelties])
+        rows.append([size if size > 0 else row[USUAL], own.rarity, *row, *novelties])
     return rows
 
 
@@ -240,7 +243,7 @@ def test_counts_and_sums_are_those_of_the_last_hour_day_and_week() -> None:
     row = facts(paid(["c"] * 6, [10.0] * 6, times_ms, ["t"] * 6))[-1]
     for first in (CARD, TERMINAL):
         assert row[first + COUNTS : first + SUMS] == pytest.approx([3.5, 5.72, 5.96], abs=0.01)
-        assert row[first + SUMS : first + HOUR] == pytest.approx([35.0, 57.2, 59.6], abs=0.1)
+        assert row[first + SUMS : first + KNOWN] == pytest.approx([35.0, 57.2, 59.6], abs=0.1)
         assert row[first + GAP] == 3_600.0
 
 
@@ -274,7 +277,7 @@ def test_what_counts_of_the_past_does_not_depend_on_the_order_of_arrival(
     def after(some: list[int]) -> NDArray[np.float32]:
         times_ms = [1_000 * second for second in [*some, 20 * 86_400]]
         return facts(paid(["c"] * len(times_ms), [10.0] * len(times_ms), times_ms))[
-            -1, CARD + GAP : CARD + HOUR
+            -1, CARD + GAP : CARD + KNOWN
         ]
 
     late = after(data.draw(st.permutations(seconds)))
@@ -321,8 +324,26 @@ def test_the_unit_of_the_amount_does_not_matter() -> None:
 def test_a_card_that_always_pays_at_noon_is_unusual_at_midnight() -> None:
     noon = [i * DAY_MS + DAY_MS // 2 for i in range(60)]
     columns = facts(paid(["c"] * 61, [1.0] * 61, [*noon, 61 * DAY_MS]))
-    assert columns[59, CARD + HOUR] < 0.1
-    assert columns[60, CARD + HOUR] > 1.9
+    assert columns[0, HOUR] == 1.0
+    assert columns[59, HOUR] == pytest.approx(0.5, abs=0.05)
+    assert columns[60, HOUR] > 8.0
+
+
+def test_a_card_that_pays_at_any_hour_is_usual_at_each() -> None:
+    times_ms = [i * DAY_MS + (i * 7 % 24) * 60 * MINUTE_MS for i in range(240)]
+    assert facts(paid(["c"] * 240, [1.0] * 240, times_ms))[50:, HOUR] == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_state_from_before_hours_had_a_place_of_their_own_begins_without_them() -> None:
+    noon = [i * DAY_MS + DAY_MS // 2 for i in range(20)]
+    before, after = LaneFeatures(SCHEMA, 5), LaneFeatures(SCHEMA, 5)
+    before.transform(paid(["c"] * 20, [1.0] * 20, noon))
+    state = dict(before.state())
+    state["transactions"] = {name: part for name, part in state["transactions"].items() if name != "hours"}
+    after.restore(state)
+    columns = after.transform(paid(["c", "d"], [1.0] * 2, [20 * DAY_MS] * 2)).rows.values[:, -COLUMNS:]
+    assert columns[:, HOUR].tolist() == [1.0, 1.0]
+    assert columns[0, CARD + COUNTS] > 1.0
 
 
 def test_what_is_kept_of_an_entity_and_its_counterparts_is_bounded_and_as_large_as_is_said() -> None:

@@ -34,6 +34,7 @@ from streamdet.events import (
     transaction_columns,
 )
 from streamdet.features.entities import FIRST_SLOT, EntityTable
+from streamdet.features.pairs import Pairs, meet, no_pairs
 from streamdet.slotted import restored, state_of, with_room
 
 # Seconds after which half is left of what counts for 1 hour, 24 hours and 7 days.
@@ -57,8 +58,6 @@ AMOUNT_MAX: Final = 1e30
 # Hours are forgotten by count, and are taken to be any hour as if so many more had been seen.
 HOUR_RATE: Final = 0.02
 HOURS_PRIOR: Final = 4.0
-# Counterparts remembered of an entity; the one not met for longest makes room.
-PAIRS: Final = 64
 
 
 class Habits(NamedTuple):
@@ -78,13 +77,6 @@ class Hours(NamedTuple):
     moments: Floats  # (S, 3) forgetting sums of the cosine and the sine of the time of day, and of ones
 
 
-class Pairs(NamedTuple):
-    """How often entities have met counterparts of one kind, the last met first; a row per slot of the entity."""
-
-    met: Ints  # (S, PAIRS) numbers of counterparts, 0 where there is none
-    times: Ints  # (S, PAIRS)
-
-
 class Numbers(NamedTuple):
     """The number of each counterpart of one kind, by its slot."""
 
@@ -101,7 +93,7 @@ class _Counterparts:
     def __init__(self, max_entities: int) -> None:
         self.table = EntityTable(max_entities)
         self.habits = _no_habits(1)
-        self.pairs = _no_pairs(1)
+        self.pairs = no_pairs(1)
         self.numbers = _no_numbers(1)
         self.numbered = np.zeros(1, np.int64)  # how many numbers were given
 
@@ -169,13 +161,13 @@ class Transactions:
         novelties = KEYS + KEY_COLUMNS * (1 + len(names))
         for k, (theirs, column) in enumerate(zip(self._counterparts, names, strict=True)):
             at, new = theirs.table.assign(column)
-            theirs.pairs = with_room(theirs.pairs, room, _no_pairs)
+            theirs.pairs = with_room(theirs.pairs, room, no_pairs)
             their_room = int(at.max(initial=0)) + 1
             theirs.habits = with_room(theirs.habits, their_room, _no_habits)
             theirs.numbers = with_room(theirs.numbers, their_room, _no_numbers)
             first = KEYS + KEY_COLUMNS * (1 + k)
             _follow(learnt, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
-            _meet(
+            meet(
                 slots, fresh, seen, at, new, theirs.numbers.given, theirs.numbered, theirs.pairs,
                 columns[:, novelties + k],
             )  # fmt: skip
@@ -200,7 +192,7 @@ class Transactions:
 
 def bytes_per_entity(counterparts: int) -> int:
     """What an entity takes, and a counterpart of each of so many kinds."""
-    empty = (_no_habits(1), _no_hours(1), _no_pairs(1), _no_numbers(1))
+    empty = (_no_habits(1), _no_hours(1), no_pairs(1), _no_numbers(1))
     habits, hours, pairs, number = (sum(array.nbytes for array in some) for some in empty)
     return habits + hours + counterparts * (habits + pairs + number)
 
@@ -218,10 +210,6 @@ def _no_habits(slots: int) -> Habits:
 
 def _no_hours(slots: int) -> Hours:
     return Hours(moments=np.zeros((slots, 3)))
-
-
-def _no_pairs(slots: int) -> Pairs:
-    return Pairs(met=np.zeros((slots, PAIRS), np.int64), times=np.zeros((slots, PAIRS), np.int64))
 
 
 def _no_numbers(slots: int) -> Numbers:
@@ -281,7 +269,7 @@ def _count(size: float, second: float, slot: int, kept: Habits) -> None:  # prag
         late = 0.0
     kept.seen[slot] += 1
     for j in range(SPANS):
-        left = math.exp(_HALF * late / HALF_LIVES_S[j])
+        left = math.exp(_HALF * late / HALF_LIVES_S[j]) if late > 0.0 else 1.0
         kept.counts[slot, j] += left
         kept.sums[slot, j] += left * size
 
@@ -333,46 +321,6 @@ def _tell_hours(
         moments[0] += x
         moments[1] += y
         moments[2] += 1.0
-
-
-@compiled
-def _meet(
-    slots: Ints,
-    fresh: Bools,
-    seen: Ints,
-    at: Ints,
-    new: Bools,
-    numbers: Ints,
-    numbered: Ints,
-    kept: Pairs,
-    out: NDArray[np.float32],
-) -> None:  # pragma: no cover - compiled
-    """How many times rarer than usual the entity meets this counterpart: its transactions over those with it."""
-    for i in range(len(slots)):
-        slot = slots[i]
-        if fresh[i]:
-            kept.met[slot] = 0
-            kept.times[slot] = 0
-        if new[i]:
-            numbered[0] += 1
-            numbers[at[i]] = numbered[0]
-        times = _times_met(numbers[at[i]], kept.met[slot], kept.times[slot]) if at[i] != 0 else seen[i]
-        out[i] = (seen[i] + 1.0) / (times + 1.0)
-
-
-@compiled
-def _times_met(number: int, met: Ints, times: Ints) -> int:  # pragma: no cover - compiled
-    """How often it was met before; then puts it first, the others behind it, and the last one out if it is new."""
-    place = 0
-    while place < PAIRS - 1 and met[place] != number and met[place] != 0:
-        place += 1
-    before = times[place] if met[place] == number else 0
-    for j in range(place, 0, -1):
-        met[j] = met[j - 1]
-        times[j] = times[j - 1]
-    met[0] = number
-    times[0] = before + 1
-    return int(before)
 
 
 @compiled

@@ -27,6 +27,7 @@ from streamdet.events import (
     Schema,
     transaction_columns,
 )
+from streamdet.features.pairs import PAIRS
 from streamdet.features.rows import LaneFeatures
 from streamdet.features.transactions import (
     AMOUNT_RATE,
@@ -36,7 +37,6 @@ from streamdet.features.transactions import (
     HOURS_PRIOR,
     LANE_RATE,
     LATE_MAX_S,
-    PAIRS,
     REACH,
     bytes_per_entity,
 )

@@ -75,6 +75,10 @@ HOUR_FAR_OUT: Final = 7.0
 # What these say is a surprise in nats already.
 CALIBRATED: Final = frozenset({"expectation"})
 
+# These have no say in which rows lie apart: what is a surprise already needs no reference, and the hours of those who
+# pay at any, which mean nothing, would fill the valley between the rows that lie apart and all others.
+NOT_APART: Final = CALIBRATED | {"hour"}
+
 # These hold a row against another one, which a bad value changes in other columns too: what they say of a column counts
 # the more, the further it has moved.
 COMPARING: Final = frozenset({"nearest", "reconstruction"})

@@ -66,6 +66,7 @@ def payments(n: int, seed: int = 0) -> Events:
 EVENTS = payments(6_000)
 FEATURED = LaneFeatures(SCHEMA, 1_000).transform(EVENTS)
 ROWS = FEATURED.rows
+LAST = ROWS[5_000:]
 
 
 def trained() -> ModelVersion:
@@ -174,6 +175,13 @@ def test_all_but_the_habit_counts_only_where_it_is_far_out() -> None:
     assert preset.combine(surprises).tolist() == pytest.approx([1.0, FAR_OUT, FAR_OUT + 2.0 + others])
 
 
+def test_an_hour_that_is_rare_does_not_set_a_row_apart_as_an_amount_does() -> None:
+    for column, apart in ((HOUR, 0), (AMOUNT, 20)):
+        values = LAST.values.copy()
+        values[::50, HISTORY + column] *= np.float32(1e6)
+        assert MODEL.apart(Rows(values, LAST.imputed))[::50].sum() == apart
+
+
 def test_the_gate_plants_amounts_that_a_sound_model_tells() -> None:
     result = examine(MODEL, MODEL, ROWS[4_000:5_000], 6.0, 0.001, Gate())
     assert result.refusal is None
@@ -211,9 +219,6 @@ def first_of(rows: Rows, which: int = 7) -> FeatureShare:
     assert sum(feature.share for feature in alert.features) == pytest.approx(1.0, abs=1e-5)
     assert {"tip", "amount", "site"} <= {feature.name for feature in alert.features}
     return alert.features[0]
-
-
-LAST = ROWS[5_000:]
 
 
 def history_of(which: int) -> NDArray[np.float32]:

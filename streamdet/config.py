@@ -147,7 +147,8 @@ class Missing(Section):
     default: StandIn = Field(
         "mean",
         description="Where nothing else is said. mean: the recent mean of the entity; last: its last value; both are "
-        "marked and count in no score. zero: absence means 0, a value like any other. reject: a dead letter.",
+        "marked and count in no score. zero: absence means 0, a value like any other, and what is no number makes a "
+        "dead letter. reject: a dead letter.",
     )
     features: dict[str, StandIn] = Field(
         {},
@@ -346,7 +347,9 @@ class FeatureNoise(Section):
     """What is noise of one numeric feature."""
 
     direction: Literal["up", "down", "both"] = Field(
-        "both", description="Which way a value must be off what is expected to matter: up, more; down, less."
+        "both",
+        description="Which way a value must be off what is expected to matter: up, more; down, less. Of the amount of "
+        "a transaction the size counts, whatever its sign.",
     )
     min_deviation: float = Field(
         0.0,
@@ -363,7 +366,7 @@ class FeatureNoise(Section):
     range: tuple[FiniteFloat | None, FiniteFloat | None] | None = Field(
         None,
         description="Smallest and largest value that there may be, in units of the feature, null for none: what lies "
-        "outside alerts at once, also in the warm-up, and no model learns it.",
+        "outside alerts at once, also in the warm-up, and neither a model nor a history learns it.",
     )
 
     @model_validator(mode="after")
@@ -417,6 +420,13 @@ class Noise(Section):
     def configured(self) -> bool:
         """Whether there is any rule."""
         return self.damps or bool(self.features)
+
+    def ranges(self, schema: Schema) -> list[tuple[float, float]]:
+        """Smallest and largest value that there may be of each of D numbers, infinite where nothing is said."""
+        given = [self.features.get(name, FeatureNoise()).range or (None, None) for name in schema.numeric]
+        return [
+            (-math.inf if low is None else low, math.inf if high is None else high) for low, high in given
+        ]
 
     def check(self, schema: Schema) -> None:
         """Hold the rules against the features of the stream.

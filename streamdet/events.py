@@ -31,17 +31,17 @@ RECENT_STEPS: Final = tuple(1.0 - 2.0 ** (-1.0 / half_life) for half_life in HAL
 EXPECTATION_COLUMNS: Final = 5
 RESIDUAL, FORECAST, SHIFT, NOVELTY, STILLNESS = range(EXPECTATION_COLUMNS)
 
-# Columns beside a transaction, see `features/transactions.py`: its amount; of each key, the entity first, what it
-# usually pays, seconds since its last transaction, counts and sums of 1 h, 24 h and 7 d, and how unusual the hour is;
-# of each counterpart, how unusual it is to meet it.
-AMOUNT: Final = 0
+# Columns beside a transaction, see `features/transactions.py`: its amount, and how rare the hour is to the entity; of
+# each key, the entity first, what it usually pays with this transaction in it, seconds since its last transaction,
+# counts and sums of 1 h, 24 h and 7 d, and what it usually paid before; of each counterpart, how unusual it is to meet.
+AMOUNT, HOUR, KEYS = 0, 1, 2
 KEY_COLUMNS: Final = 9
-USUAL, GAP, COUNTS, SUMS, HOUR = 0, 1, 2, 5, 8
+USUAL, GAP, COUNTS, SUMS, KNOWN = 0, 1, 2, 5, 8
 
 
 def transaction_columns(keys: int) -> int:
     """How many columns transactions with so many keys have."""
-    return 1 + KEY_COLUMNS * keys + (keys - 1)
+    return KEYS + KEY_COLUMNS * keys + (keys - 1)
 
 
 class LaneId(NamedTuple):

@@ -56,7 +56,9 @@ class Lane:
     @classmethod
     def new(cls, lane: LaneId, topic_id: str, schema: Schema, settings: Settings) -> "Lane":
         """A lane that has seen nothing."""
-        features = LaneFeatures(schema, settings.input.max_entities, settings.input.missing)
+        given = settings.input
+        ranges = settings.noise.ranges(schema)
+        features = LaneFeatures(schema, given.max_entities, given.missing, ranges)
         limits = Limits(settings.limit, nominal=settings.metric(schema))
         sieve = Sieve.of(settings, schema)
         return cls(lane, topic_id, features, limits, sieve, saved_at=deque(maxlen=settings.checkpoint.keep))

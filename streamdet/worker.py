@@ -360,7 +360,6 @@ class Worker:
             schema=self.schema,
             originals=[self.decoder.original(events.values[i]) for i in which.tolist()],
             detected_at_ms=self.clock.now_ms(),
-            outside=None if lane.sieve is None else lane.sieve.outside(events.numeric[which]),
             explained=part.explained,
         )
 

@@ -28,7 +28,8 @@ class Columns:
     numeric: Floats  # (m, D), NaN where missing, may be infinite
     categorical: Sequence[Sequence[str | None]]  # C columns of m values
     problems: Sequence[Problem] = field(default=())
-    unusable: int = 0  # values of another type than the field's, taken as missing
+    # m times the names of the fields with a value of another type, taken as missing; empty where no row has any
+    unusable: Sequence[Sequence[str]] = ()
     counterparts: Sequence[Sequence[str | None]] = ()  # K columns of m names
 
 
@@ -63,6 +64,6 @@ def gather(schema: Schema, rows: Sequence[tuple[int, Row]], problems: Sequence[P
         numeric=numeric,
         categorical=[[row.categorical[c] for _, row in rows] for c in range(len(schema.categorical))],
         problems=problems,
-        unusable=sum(len(row.unusable) for _, row in rows),
+        unusable=[row.unusable for _, row in rows],
         counterparts=[[row.counterparts[k] for _, row in rows] for k in range(len(schema.counterparts))],
     )

@@ -35,7 +35,9 @@ class Decoder:
     ) -> None:
         missing = Missing() if missing is None else missing
         self._codec = codec
-        self._zero = np.array(missing.which("zero", schema), np.bool_)  # (D,) absence means 0
+        self._zero = np.array(
+            missing.which("zero", schema), np.bool_
+        )  # (D,) absence, and nothing else, means 0
         self._required = np.flatnonzero(missing.which("reject", schema))  # columns that no event may lack
         self._schema = schema
         self._max_record_bytes = max_record_bytes
@@ -55,7 +57,10 @@ class Decoder:
             columns.numeric[np.isnan(columns.numeric) & self._zero] = 0.0
         columns.numeric[infinite] = np.nan  # too large a number is not an absent one
         events = self._events(records, values, columns, columns_at, times_ms, keep)
-        return Decoded(events, _rejects(records, problems), columns.unusable + int(infinite[keep].sum()))
+        unusable = int(infinite[keep].sum())
+        if columns.unusable:
+            unusable += sum(len(columns.unusable[i]) for i in np.flatnonzero(keep).tolist())
+        return Decoded(events, _rejects(records, problems), unusable)
 
     def original(self, value: bytes) -> dict[str, object]:
         """All fields of a record that was judged."""
@@ -101,6 +106,11 @@ class Decoder:
             bad.append((nameless, Reason.MISSING_ENTITY, f"no usable name in {self._schema.entity!r}"))
         if self._reject_unusable:
             bad.append((np.asarray(infinite.any(axis=1)), Reason.INVALID_VALUE, "an infinite number"))
+        for d in np.flatnonzero(self._zero).tolist() if columns.unusable else ():
+            name = self._schema.numeric[d]
+            wrong = np.fromiter((name in names for names in columns.unusable), np.bool_, m)
+            error = f"unusable value in {name}, where input.missing lets absence alone mean zero"
+            bad.append((wrong, Reason.INVALID_VALUE, error))
         there: Bools = np.isfinite(columns.numeric)
         empty: Bools = ~np.asarray((there | self._zero).any(axis=1))
         for column in columns.categorical:

@@ -1,6 +1,6 @@
 """k of n and cool-down: how often an entity may alert. Per entity, in order, by event time."""
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from streamdet.compiled import compiled
 from streamdet.config import Noise
 from streamdet.events import Bools, Cause, Floats, Ints, State
+from streamdet.slotted import restored, state_of, with_room
 
 _ONE: Final = np.uint64(1)
 _NOTHING: Final = np.uint64(0)
@@ -81,26 +82,19 @@ class Damping:
             slots: whose they are.
             fresh: the slot has a new owner, and starts empty.
         """
-        self._make_room(int(slots.max(initial=0)) + 1)
+        self._kept = with_room(self._kept, int(slots.max(initial=0)) + 1, Damped.empty)
         reasons = np.full(len(raw), Cause.NONE, np.uint8)
         _damp(times_ms, raw, strange, flagged, ranged, slots, fresh, self._rule, self._kept, reasons)
         return reasons
 
     def state(self, slots: int) -> State:
         """The arrays of the first slots by name: views that change with the next call."""
-        self._make_room(slots)
-        return {name: array[:slots] for name, array in self._kept._asdict().items()}
+        self._kept = with_room(self._kept, slots, Damped.empty)
+        return state_of(self._kept, slots)
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
-        self._kept = Damped(**{name: np.array(state[name]) for name in Damped._fields})
-
-    def _make_room(self, slots: int) -> None:
-        have = len(self._kept.raw)
-        if slots > have:
-            more = Damped.empty(max(slots, 2 * have) - have)
-            pairs: Any = zip(self._kept, more, strict=True)
-            self._kept = Damped(*(np.concatenate(pair) for pair in pairs))
+        self._kept = restored(Damped, state)
 
 
 def compile_damping() -> None:
@@ -142,8 +136,9 @@ def _damp(
             kept.owed[slot] = True
         else:
             out[i] = Cause.RANGE if ranged[i] else Cause.LIMIT
-            kept.time_ms[slot], kept.raw[slot], kept.ranged[slot] = times_ms[i], raw[i], ranged[i]
-            kept.owed[slot] = False
+            if not _near(times_ms[i], slot, rule, kept) or times_ms[i] > kept.time_ms[slot]:
+                kept.time_ms[slot] = times_ms[i]  # a worse one that is late cuts no cool-down short
+            kept.raw[slot], kept.ranged[slot], kept.owed[slot] = raw[i], ranged[i], False
 
 
 @compiled
@@ -166,14 +161,19 @@ def _count(strange: bool, slot: int, rule: _Rule, kept: Damped) -> int:  # pragm
 def _cooling(
     time_ms: int, raw: float, ranged: bool, slot: int, rule: _Rule, kept: Damped
 ) -> bool:  # pragma: no cover - compiled
-    """Whether an alert would come too soon after the last one, and is no worse.
+    """Whether an alert would come too soon after the last one, and is no worse."""
+    # What somebody has called impossible is worse than what a model finds strange.
+    worse = raw > rule.worse * kept.raw[slot] or (ranged and not kept.ranged[slot])
+    return _near(time_ms, slot, rule, kept) and not worse
+
+
+@compiled
+def _near(time_ms: int, slot: int, rule: _Rule, kept: Damped) -> bool:  # pragma: no cover - compiled
+    """Whether there was an alert within a cool-down of this time.
 
     Late events count on either side, and one time far ahead does not hold back all that follows.
     """
-    if np.isnan(kept.raw[slot]) or abs(time_ms - kept.time_ms[slot]) >= rule.cool_down_ms:
-        return False
-    # What somebody has called impossible is worse than what a model finds strange.
-    return not (raw > rule.worse * kept.raw[slot] or (ranged and not kept.ranged[slot]))
+    return not np.isnan(kept.raw[slot]) and abs(time_ms - kept.time_ms[slot]) < rule.cool_down_ms
 
 
 @compiled

@@ -13,7 +13,9 @@ from streamdet.events import (
     AMOUNT,
     COUNTS,
     GAP,
+    HOUR,
     KEY_COLUMNS,
+    KEYS,
     SUMS,
     Alert,
     Bools,
@@ -32,8 +34,9 @@ from streamdet.models.version import Explanation, ModelVersion
 
 # What tells less of a transaction's history is left out: of so many facts most tell nothing.
 SHARE_MIN: Final = 1e-5
-# What is expected of a counterpart: no name, as an entity has many.
-KNOWN: Final = "a known one"
+# What is expected of a counterpart, and of the time of day: no name and no time, as an entity has many.
+MET_BEFORE: Final = "a known one"
+USUAL_TIME: Final = "a usual one"
 # What the history tells of a key of a transaction, in the words of an alert.
 FACTS: Final = {GAP: "seconds_since_last"} | {
     first + j: f"{what}_{span}"
@@ -87,7 +90,6 @@ def explain(
     schema: Schema,
     originals: Sequence[dict[str, object]],
     detected_at_ms: int,
-    outside: Bools | None = None,
     explained: Explained | None = None,
 ) -> list[Alert]:
     """Alerts for the k events at the positions `which`, (k,), whose original fields are given, k of them.
@@ -97,18 +99,16 @@ def explain(
         featured: their rows.
         verdicts: on them.
         which: those that are alerts.
-        model: that scored them; without one, only `outside` can tell why.
+        model: that scored them; without one, only hard ranges can tell why.
         features: of the lane, for its categories.
         schema: of the events.
         originals: all fields of the k events.
         detected_at_ms: when they were judged.
-        outside: which of their D numbers lie outside a hard range, (k, D); None where there are no ranges.
         explained: explanations that are there already, of these events among others.
     """
     if not len(which):
         return []
-    if outside is None:
-        outside = np.zeros((len(which), len(schema.numeric)), np.bool_)
+    outside = featured.outside[which]
     if model is None:
         explanation = _by_range_alone(outside, len(schema.columns))
     else:
@@ -190,15 +190,18 @@ def _of_history(
     history = featured.rows.values[i, featured.rows.values.shape[1] - len(shares) :]
     told = []
     for column in (int(c) for c in (shares >= SHARE_MIN).nonzero()[0]):
-        key, fact = divmod(column - 1, KEY_COLUMNS)
-        share, expected = float(shares[column]), float(explanation.usual[k, column])
-        if key <= len(schema.counterparts):
-            owner = (schema.entity, *schema.counterparts)[key]
+        key, fact = divmod(column - KEYS, KEY_COLUMNS)
+        share = float(shares[column])
+        if column == HOUR:
+            time_of_day = _time_of_day(int(events.times_ms[i]))
+            told.append(FeatureShare(f"time_of_day of {schema.entity}", time_of_day, USUAL_TIME, share))
+        elif key <= len(schema.counterparts):
+            owner, expected = (schema.entity, *schema.counterparts)[key], float(explanation.usual[k, column])
             told.append(FeatureShare(f"{FACTS[fact]} of {owner}", float(history[column]), expected, share))
         else:
-            which = column - 1 - KEY_COLUMNS * (1 + len(schema.counterparts))
+            which = column - KEYS - KEY_COLUMNS * (1 + len(schema.counterparts))
             name = events.counterparts[which][i] or None
-            told.append(FeatureShare(schema.counterparts[which], name, KNOWN, share))
+            told.append(FeatureShare(schema.counterparts[which], name, MET_BEFORE, share))
     return told
 
 
@@ -213,3 +216,7 @@ def _iso(time_ms: int) -> str:
     return (
         datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     )
+
+
+def _time_of_day(time_ms: int) -> str:
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%H:%M}"

@@ -1,6 +1,5 @@
-"""What people say of single features: where a value is harmless, too small a deviation, or out of the question."""
+"""What people say of single features: where a deviation is to the harmless side, or too small to matter."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,20 +23,17 @@ class FeatureRules:
     down: Bools  # less than expected matters
     least: Floats  # smaller deviations do not matter, in units of the feature
     least_relative: Floats  # nor do these, in units of the expected value
-    low: Floats  # hard range
-    high: Floats
+    sized: Bools  # what is expected is a size, and so what counts is the value's, whatever its sign
 
     @classmethod
-    def of(cls, rules: Sequence[FeatureNoise]) -> "FeatureRules":
-        """The rules of D features, in their order."""
-        ranges = [rule.range or (None, None) for rule in rules]
+    def of(cls, rules: Sequence[FeatureNoise], sized: Sequence[bool] | None = None) -> "FeatureRules":
+        """The rules of D features, in their order, and which of them are judged by their size; None: none of them."""
         return cls(
             up=np.array([rule.direction != "down" for rule in rules], np.bool_),
             down=np.array([rule.direction != "up" for rule in rules], np.bool_),
             least=np.array([rule.min_deviation for rule in rules], np.float64),
             least_relative=np.array([rule.min_relative_deviation for rule in rules], np.float64),
-            low=np.array([-math.inf if low is None else low for low, _ in ranges], np.float64),
-            high=np.array([math.inf if high is None else high for _, high in ranges], np.float64),
+            sized=np.array(sized or [False] * len(rules), np.bool_),
         )
 
     @property
@@ -45,17 +41,13 @@ class FeatureRules:
         """Whether there is anything that they can excuse."""
         return bool((~self.up | ~self.down | (self.least > 0) | (self.least_relative > 0)).any())
 
-    def outside(self, numeric: Floats) -> Bools:
-        """Which of the values, (n, D), lie outside their hard range, (n, D); a missing one does not."""
-        return (numeric < self.low) | (numeric > self.high)
-
     def excuses(self, numeric: Floats, explanation: Explanation) -> NDArray[np.uint8]:
         """What excuses each of k events with these values, (k, D): a Cause, `NONE` where nothing does, (k,).
 
         A missing value has no deviation and excuses nothing.
         """
-        expected, share = (part[:, : len(self.low)] for part in (explanation.expected, explanation.share))
-        deviation = numeric - expected
+        expected, share = (part[:, : len(self.least)] for part in (explanation.expected, explanation.share))
+        deviation = np.where(self.sized, np.abs(numeric), numeric) - expected
         harmless = ((deviation > 0) & ~self.up) | ((deviation < 0) & ~self.down)
         least = np.maximum(self.least, self.least_relative * np.abs(expected))
         small = ~harmless & (np.abs(deviation) < least)

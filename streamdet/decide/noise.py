@@ -15,7 +15,7 @@ from streamdet.config import FeatureNoise, Settings
 from streamdet.decide.damping import Damping
 from streamdet.decide.explaining import Explained, explained_by
 from streamdet.decide.harmless import FeatureRules
-from streamdet.events import Bools, Cause, Events, Floats, Rows, Schema, State, Verdicts
+from streamdet.events import Bools, Cause, Events, Rows, Schema, State, Verdicts
 from streamdet.features.rows import Featured
 from streamdet.models.version import ModelVersion
 
@@ -34,7 +34,8 @@ class Sieve:
         noise = settings.noise
         self._schema = schema
         self._features = FeatureRules.of(
-            [noise.features.get(name, FeatureNoise()) for name in schema.numeric]
+            [noise.features.get(name, FeatureNoise()) for name in schema.numeric],
+            sized=[name == schema.amount for name in schema.numeric],
         )
         self._damping = Damping(noise) if noise.damps else None
         self._nominal = -math.log(settings.limit.alert_rate)
@@ -44,15 +45,11 @@ class Sieve:
         """The sieve of a lane; None where nothing is configured."""
         return cls(settings, schema) if settings.noise.configured else None
 
-    def outside(self, numeric: Floats) -> Bools:
-        """Which of the values, (n, D), lie outside their hard range, (n, D)."""
-        return self._features.outside(numeric)
-
     def sift(
         self, events: Events, featured: Featured, verdicts: Verdicts, version: ModelVersion | None
     ) -> Sifted:
         """Apply the rules to n events in order, scored by this version, None where there was no model yet."""
-        ranged = np.asarray(self.outside(events.numeric).any(axis=1))
+        ranged = np.asarray(featured.outside.any(axis=1))
         # Where entities are damped, an event after the flagged ones of its excursion may be what makes an alert.
         strange = np.logical_or(ranged, verdicts.flagged if self._damping is None else verdicts.strange)
         verdicts, reason = self._with_ranges(verdicts, ranged), verdicts.reason.copy()

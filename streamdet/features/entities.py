@@ -60,7 +60,15 @@ class EntityTable:
             "evicted": self.evicted_total,
         }
 
-    def restore(self, state: State) -> None:
-        """Take back what `state` gave."""
-        self._slots = dict(zip(state["names"], state["slots"], strict=True))
-        self.evicted_total = state["evicted"]
+    def restore(self, state: State) -> Ints:
+        """Take back what `state` gave; of more names than there may be, those not seen for longest make room.
+
+        Returns where the rows of the slots now in use, slot 0 included, were when the state was given, (slots,).
+        """
+        gone = max(0, len(state["names"]) - self._max)
+        names, slots = state["names"][gone:], state["slots"][gone:]
+        before = [0, *sorted(slots)]
+        now = {slot: place for place, slot in enumerate(before)}
+        self._slots = {name: now[slot] for name, slot in zip(names, slots, strict=True)}
+        self.evicted_total = state["evicted"] + gone
+        return np.array(before, np.int64)

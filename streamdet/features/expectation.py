@@ -11,6 +11,7 @@ A surprise has seen the row and what was before it; what serves as its scale has
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from streamdet.events import (
     Ints,
     State,
 )
+from streamdet.slotted import restored, state_of, with_room
 
 # Bins of the time of day in either pool, of the hour of the day, and of the hour of the week.
 DAY_BINS: Final = (96, 48)
@@ -133,32 +135,46 @@ class Expectation:
 
     def __init__(self, *, entities: bool) -> None:
         self._windows = WINDOWS_PER_ENTITY if entities else WINDOWS
-        self._kept = _empty(1, self._windows)
+        self._kept = self._empty(1)
 
-    def surprise(self, values: Floats, times_ms: Ints, slots: Ints, fresh: Bools) -> NDArray[np.float32]:
+    def surprise(
+        self, values: Floats, times_ms: Ints, slots: Ints, fresh: Bools, outside: Bools | None = None
+    ) -> NDArray[np.float32]:
         """Columns, (n, EXPECTATION_COLUMNS), of values (n,) at these times, in order; NaN leaves no trace and is cold.
 
-        Where `fresh`, (n,), the slot has a new owner.
+        Where `fresh`, (n,), the slot has a new owner. What is `outside`, (n,), of what may be leaves no trace either.
         """
-        self._make_room(int(slots.max(initial=0)) + 1)
+        self._kept = with_room(self._kept, int(slots.max(initial=0)) + 1, self._empty)
         columns = np.zeros((len(values), EXPECTATION_COLUMNS), np.float32)
-        _surprise(values, times_ms / 1000.0, slots, fresh, self._kept, columns)
+        seconds, done = times_ms / 1000.0, 0
+
+        def follow(start: int, stop: int) -> None:
+            some = slice(start, stop)
+            _surprise(values[some], seconds[some], slots[some], fresh[some], self._kept, columns[some])
+
+        for i in [] if outside is None else np.flatnonzero(outside).tolist():
+            follow(done, i)
+            slot, done = slots[i], i + 1
+            if fresh[i]:
+                _clear(slot, self._kept)
+            arrays: Iterable[NDArray[Any]] = self._kept
+            before = [(array, array[slot].copy()) for array in arrays]
+            follow(i, done)
+            for array, row in before:
+                array[slot] = row
+        follow(done, len(values))
         return columns
 
     def state(self, slots: int) -> State:
         """The arrays of the first slots by name: views that change with the next call."""
-        return {name: array[:slots] for name, array in self._kept._asdict().items()}
+        return state_of(self._kept, slots)
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
-        self._kept = History(**{name: np.array(state[name]) for name in History._fields})
+        self._kept = restored(History, state)
 
-    def _make_room(self, slots: int) -> None:
-        have = len(self._kept.seen)
-        if slots > have:
-            more = _empty(max(slots, 2 * have) - have, self._windows)
-            pairs: Any = zip(self._kept, more, strict=True)
-            self._kept = History(*(np.concatenate(pair) for pair in pairs))
+    def _empty(self, slots: int) -> History:
+        return _empty(slots, self._windows)
 
 
 def bytes_per_slot(*, entities: bool) -> int:

@@ -1,9 +1,12 @@
 """Events to rows: what is missing is imputed and marked, categories become rarities; per entity and in order.
 
-The row of event n has seen nothing after event n.
+The row of event n has seen nothing after event n. What lies outside its hard range is in its own row and in no other:
+for all that follows it is as if it were missing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +18,19 @@ from streamdet.features.categories import Rarity
 from streamdet.features.entities import FIRST_SLOT, EntityTable
 from streamdet.features.expectation import Expectation
 from streamdet.features.transactions import Transactions
+from streamdet.slotted import with_room
 
 _FAST, _SLOW = RECENT_STEPS
 # Larger numbers would be infinite in float32. They are far enough out to stay what they are: extreme.
 _VALUE_MAX = 1e38
+
+
+class Recent(NamedTuple):
+    """What is remembered of the D numbers of each entity, and of the lane; NaN where none has come yet."""
+
+    fast: Floats  # (S, D) recent means, see `HALF_LIVES`
+    slow: Floats  # (S, D)
+    last: Floats  # (S, D) last values; (S, 0) where none is asked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,18 +41,26 @@ class Featured:
     slots: Ints  # (n,)
     fresh: Bools  # (n,) the slot has a new owner from this event on
     usual: Ints  # (n, C) codes of the most frequent categories before the event
+    outside: Bools  # (n, D) the number lies outside its hard range; a missing one does not
 
 
 class LaneFeatures:
     """What is remembered of one lane to make rows: recent means of each entity, its history, categories."""
 
-    def __init__(self, schema: Schema, max_entities: int, missing: Missing | None = None) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        max_entities: int,
+        missing: Missing | None = None,
+        ranges: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
+        """`ranges`: smallest and largest value that there may be of each of the D numbers; None: there is no bound."""
         self._schema = schema
+        no_bounds = [(-np.inf, np.inf)] * len(schema.numeric)
+        self._low, self._high = np.array(ranges or no_bounds, np.float64).reshape(-1, 2).T  # (D,) each
         self._repeats = np.array((missing or Missing()).which("last", schema), np.bool_)  # (D,)
         self._entities = EntityTable(max_entities)
-        self._fast = np.full((1, len(schema.numeric)), np.nan)
-        self._means = np.full((1, len(schema.numeric)), np.nan)
-        self._last = self._none_seen(1)
+        self._recent = self._none_seen(1)
         self._categories = [Rarity() for _ in schema.categorical]
         self._expectation = Expectation(entities=schema.entity is not None) if schema.metric else None
         self._transactions = (
@@ -63,35 +83,41 @@ class LaneFeatures:
         """Rows of the events, in order."""
         n, numeric = len(events), len(self._schema.numeric)
         slots, fresh = self._entities.assign(events.entities)
-        self._make_room(int(slots.max(initial=0)) + 1)
+        self._recent = with_room(self._recent, int(slots.max(initial=0)) + 1, self._none_seen)
         values = np.empty((n, self._schema.width), np.float32)
         imputed = np.zeros(values.shape, np.bool_)
         clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
+        outside: Bools = (events.numeric < self._low) | (events.numeric > self._high)
         _fill(
             clipped,
+            outside,
             slots,
             fresh,
             self._repeats,
-            self._last,
-            self._fast,
-            self._means,
+            self._recent,
             len(self._schema.columns),
             values,
             imputed,
         )
         history = values.shape[1] - self._schema.history
         if self._expectation is not None:
-            values[:, history:] = self._expectation.surprise(clipped[:, 0], events.times_ms, slots, fresh)
+            values[:, history:] = self._expectation.surprise(
+                clipped[:, 0], events.times_ms, slots, fresh, outside[:, 0]
+            )
             imputed[:, history:] = imputed[:, :1]
         if self._transactions is not None:
-            amounts = events.numeric[:, self._amount]
             values[:, history:] = self._transactions.facts(
-                amounts, events.times_ms, slots, fresh, events.counterparts
+                events.numeric[:, self._amount],
+                events.times_ms,
+                slots,
+                fresh,
+                events.counterparts,
+                outside[:, self._amount],
             )
         usual = np.empty((n, len(self._categories)), np.int64)
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
-        return Featured(Rows(values, imputed), slots, fresh, usual)
+        return Featured(Rows(values, imputed), slots, fresh, usual, outside)
 
     def category(self, column: int, code: int) -> str | None:
         """The value of a categorical column that the last `transform` gave this code; None for -1."""
@@ -106,12 +132,12 @@ class LaneFeatures:
         """All that is remembered; the means are a view that changes with the next `transform`."""
         state = {
             "entities": self._entities.state(),
-            "means": self._means[: self.slots],
-            "fast_means": self._fast[: self.slots],
+            "means": self._recent.slow[: self.slots],
+            "fast_means": self._recent.fast[: self.slots],
             "categories": {str(i): rarity.state() for i, rarity in enumerate(self._categories)},
         }
         if self._repeats.any():
-            state["last"] = self._last[: self.slots]
+            state["last"] = self._recent.last[: self.slots]
         if self._expectation is not None:
             state["expectation"] = self._expectation.state(self.slots)
         if self._transactions is not None:
@@ -121,11 +147,10 @@ class LaneFeatures:
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self._entities.restore(state["entities"])
-        self._means = np.array(state["means"])
-        self._fast = np.array(state["fast_means"])
-        self._last = self._none_seen(len(self._means))
+        slow, fast = np.array(state["means"]), np.array(state["fast_means"])
+        self._recent = self._none_seen(len(slow))._replace(fast=fast, slow=slow)
         if self._repeats.any() and "last" in state:
-            self._last = np.array(state["last"])
+            self._recent = self._recent._replace(last=np.array(state["last"]))
         for i, rarity in enumerate(self._categories):
             rarity.restore(state["categories"][str(i)])
         if self._expectation is not None and "expectation" in state:  # version 0.1 had none
@@ -133,28 +158,20 @@ class LaneFeatures:
         if self._transactions is not None and "transactions" in state:
             self._transactions.restore(state["transactions"])
 
-    def _make_room(self, slots: int) -> None:
-        have, width = self._means.shape
-        if slots > have:
-            more = np.full((max(slots, 2 * have) - have, width), np.nan)
-            self._means = np.concatenate([self._means, more])
-            self._fast = np.concatenate([self._fast, more])
-            self._last = np.concatenate([self._last, self._none_seen(len(more))])
-
-    def _none_seen(self, slots: int) -> Floats:
-        """Last values of so many slots: nothing is kept where no last value is asked for."""
-        return np.full((slots if self._repeats.any() else 0, len(self._repeats)), np.nan)
+    def _none_seen(self, slots: int) -> Recent:
+        width = len(self._repeats)
+        fast, slow = np.full((slots, width), np.nan), np.full((slots, width), np.nan)
+        return Recent(fast, slow, np.full((slots, width if self._repeats.any() else 0), np.nan))
 
 
 @compiled
 def _fill(
     numeric: Floats,
+    outside: Bools,
     slots: Ints,
     fresh: Bools,
     repeats: Bools,
-    last: Floats,
-    fast: Floats,
-    slow: Floats,
+    kept: Recent,
     features: int,
     values: NDArray[np.float32],
     imputed: Bools,
@@ -162,16 +179,16 @@ def _fill(
     """Copy (n, D) numbers into the rows, and their recent means, this event included, behind the features.
 
     Where a number is NaN, the entity's last value stands for it if the column `repeats`; otherwise the entity's recent
-    mean, else the lane's, else 0.
+    mean, else the lane's, else 0. One that is `outside` is not remembered.
     """
     width = numeric.shape[1]
+    fast, slow, last = kept
     for i in range(len(numeric)):
         slot = slots[i]
         if fresh[i]:
             fast[slot] = np.nan
             slow[slot] = np.nan
-            if len(last):
-                last[slot] = np.nan
+            last[slot] = np.nan
         for d in range(width):
             value = numeric[i, d]
             if np.isnan(value):
@@ -180,7 +197,7 @@ def _fill(
                     own = last[slot, d]
                 value = own if not np.isnan(own) else (lane if not np.isnan(lane) else 0.0)
                 imputed[i, d] = imputed[i, features + d] = imputed[i, features + width + d] = True
-            else:
+            elif not outside[i, d]:
                 if repeats[d]:
                     last[slot, d] = value
                 own = slow[slot, d]

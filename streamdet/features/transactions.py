@@ -2,16 +2,16 @@
 
 A transaction has several keys: the entity (a card) and its counterparts (a terminal). Of each key is kept, in constant
 memory, what it usually pays, how many transactions it has had and what they came to, decayed exponentially so that
-half of an hour's count is left after an hour, and at which hours of the day it pays. Of an entity and a counterpart is
-kept how often they have met. Rows tell these as plain facts, in counts, seconds and units of the amount; how strange
+half of an hour's count is left after an hour; of the entity also at which hours of the day it pays, and how often it
+has met each counterpart. Rows tell these as plain facts, in counts, seconds and units of the amount; how strange
 they are is for the scorers to say (`models/scorers/habits.py`).
 
-Counts, sums and the usual amount have seen the row itself; all else only what was before it.
+Counts, sums and the usual amount have seen the row itself; all else, as the known amount, only what was before it.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from streamdet.events import (
     GAP,
     HOUR,
     KEY_COLUMNS,
+    KEYS,
+    KNOWN,
     SUMS,
     USUAL,
     Bools,
@@ -32,12 +34,16 @@ from streamdet.events import (
     transaction_columns,
 )
 from streamdet.features.entities import FIRST_SLOT, EntityTable
+from streamdet.features.pairs import Pairs, meet, no_pairs
+from streamdet.slotted import restored, state_of, with_room
 
 # Seconds after which half is left of what counts for 1 hour, 24 hours and 7 days.
 HALF_LIVES_S: Final = (3_600.0, 43_200.0, 302_400.0)
 SPANS: Final = len(HALF_LIVES_S)
 # A first transaction counts as one after so long.
 GAP_FIRST_S: Final = 30 * 86_400.0
+# A transaction that is later than this is not late: the clock of one before it was wrong, and far ahead.
+LATE_MAX_S: Final = 30 * 86_400.0
 _DAY_S: Final = 86_400.0
 _HALF: Final = math.log(0.5)
 
@@ -49,11 +55,9 @@ AMOUNT_RATE: Final = 0.02
 LANE_RATE: Final = 0.001
 # Larger amounts, or sums of some of them, would be infinite in float32.
 AMOUNT_MAX: Final = 1e30
-# Hours are forgotten by count, and are taken to be any hour as if two more had been seen.
+# Hours are forgotten by count, and are taken to be any hour as if so many more had been seen.
 HOUR_RATE: Final = 0.02
-HOURS_PRIOR: Final = 2.0
-# Counterparts remembered of an entity; the one not met for longest makes room.
-PAIRS: Final = 64
+HOURS_PRIOR: Final = 4.0
 
 
 class Habits(NamedTuple):
@@ -62,17 +66,21 @@ class Habits(NamedTuple):
     learnt: Ints  # (S,) amounts
     usual: Floats  # (S,) mean of what was learnt of amounts
     seen: Ints  # (S,) transactions
-    last_s: Floats  # (S,) time of the last one
+    last_s: Floats  # (S,) time of the latest one
     counts: Floats  # (S, SPANS) decayed to `last_s`
     sums: Floats  # (S, SPANS)
-    hours: Floats  # (S, 3) forgetting sums of the cosine and the sine of the time of day, and of ones
 
 
-class Pairs(NamedTuple):
-    """How often entities have met counterparts of one kind, the last met first; a row per slot of the entity."""
+class Hours(NamedTuple):
+    """When entities pay, a row per slot."""
 
-    met: Ints  # (S, PAIRS) numbers of counterparts, 0 where there is none
-    times: Ints  # (S, PAIRS)
+    moments: Floats  # (S, 3) forgetting sums of the cosine and the sine of the time of day, and of ones
+
+
+class Numbers(NamedTuple):
+    """The number of each counterpart of one kind, by its slot."""
+
+    given: Ints  # (S,)
 
 
 class _Counterparts:
@@ -85,9 +93,28 @@ class _Counterparts:
     def __init__(self, max_entities: int) -> None:
         self.table = EntityTable(max_entities)
         self.habits = _no_habits(1)
-        self.pairs = _no_pairs(1)
-        self.numbers = np.zeros(1, np.int64)  # by slot
+        self.pairs = no_pairs(1)
+        self.numbers = _no_numbers(1)
         self.numbered = np.zeros(1, np.int64)  # how many numbers were given
+
+    def state(self, slots: int) -> State:
+        """All of it, by name, with the pairs of the first slots of the entities."""
+        own = len(self.table) + FIRST_SLOT
+        return {
+            "table": self.table.state(),
+            "habits": state_of(self.habits, own),
+            "pairs": state_of(self.pairs, slots),
+            "numbers": self.numbers.given[:own],
+            "numbered": self.numbered,
+        }
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave, as much of it as there is room for now."""
+        slots = self.table.restore(state["table"])
+        self.habits = Habits._make(array[slots] for array in restored(Habits, state["habits"]))
+        self.pairs = restored(Pairs, state["pairs"])
+        self.numbers = Numbers(state["numbers"][slots])
+        self.numbered = np.array(state["numbered"])
 
 
 class Transactions:
@@ -95,6 +122,7 @@ class Transactions:
 
     def __init__(self, counterparts: int, max_entities: int) -> None:
         self._own = _no_habits(1)
+        self._hours = _no_hours(1)
         self._counterparts = [_Counterparts(max_entities) for _ in range(counterparts)]
 
     @property
@@ -103,33 +131,44 @@ class Transactions:
         return sum(theirs.table.evicted_total for theirs in self._counterparts)
 
     def facts(
-        self, amounts: Floats, times_ms: Ints, slots: Ints, fresh: Bools, names: Sequence[Sequence[str]]
+        self,
+        amounts: Floats,
+        times_ms: Ints,
+        slots: Ints,
+        fresh: Bools,
+        names: Sequence[Sequence[str]],
+        outside: Bools,
     ) -> NDArray[np.float32]:
         """Columns, (n, transaction_columns), of n transactions of these entities, in order.
 
         Args:
             amounts: (n,); a negative one counts by its size, one of 0 or NaN teaches nothing of amounts.
-            times_ms: (n,); where time runs backwards, nothing decays.
+            times_ms: (n,); one that is late counts as much as is left of it by the time of the latest one.
             slots: (n,) of the entities.
             fresh: (n,) where the slot has a new owner.
             names: n names of each kind of counterpart; "" is none, which has no habits.
+            outside: (n,) where the amount is out of the question, and teaches nothing either.
         """
         sizes = np.minimum(np.abs(np.nan_to_num(amounts, nan=0.0)), AMOUNT_MAX)
-        seconds = times_ms / 1000.0
+        learnt, seconds = np.where(outside, 0.0, sizes), times_ms / 1000.0
         columns = np.zeros((len(sizes), transaction_columns(1 + len(names))), np.float32)
-        self._own = _with_room(self._own, _no_habits, slots)
-        seen = _follow(sizes, seconds, slots, fresh, self._own, columns[:, 1 : 1 + KEY_COLUMNS])
-        columns[:, AMOUNT] = np.where(sizes > 0.0, sizes, columns[:, 1 + USUAL])
-        novelties = 1 + KEY_COLUMNS * (1 + len(names))
+        room = int(slots.max(initial=0)) + 1
+        self._own = with_room(self._own, room, _no_habits)
+        self._hours = with_room(self._hours, room, _no_hours)
+        _tell_hours(seconds, slots, fresh, self._hours, columns[:, HOUR])
+        seen = _follow(learnt, seconds, slots, fresh, self._own, columns[:, KEYS : KEYS + KEY_COLUMNS])
+        columns[:, AMOUNT] = np.where(sizes > 0.0, sizes, columns[:, KEYS + USUAL])
+        novelties = KEYS + KEY_COLUMNS * (1 + len(names))
         for k, (theirs, column) in enumerate(zip(self._counterparts, names, strict=True)):
             at, new = theirs.table.assign(column)
-            theirs.habits = _with_room(theirs.habits, _no_habits, at)
-            theirs.numbers = _longer(theirs.numbers, at)
-            theirs.pairs = _with_room(theirs.pairs, _no_pairs, slots)
-            first = 1 + KEY_COLUMNS * (1 + k)
-            _follow(sizes, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
-            _meet(
-                slots, fresh, seen, at, new, theirs.numbers, theirs.numbered, theirs.pairs,
+            theirs.pairs = with_room(theirs.pairs, room, no_pairs)
+            their_room = int(at.max(initial=0)) + 1
+            theirs.habits = with_room(theirs.habits, their_room, _no_habits)
+            theirs.numbers = with_room(theirs.numbers, their_room, _no_numbers)
+            first = KEYS + KEY_COLUMNS * (1 + k)
+            _follow(learnt, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
+            meet(
+                slots, fresh, seen, at, new, theirs.numbers.given, theirs.numbered, theirs.pairs,
                 columns[:, novelties + k],
             )  # fmt: skip
         return columns
@@ -137,36 +176,25 @@ class Transactions:
     def state(self, slots: int) -> State:
         """All of it, by name, of the first slots of the entities: views that change with the next call."""
         return {
-            "own": _first(self._own, slots),
-            "counterparts": {
-                str(k): {
-                    "table": theirs.table.state(),
-                    "habits": _first(theirs.habits, len(theirs.table) + FIRST_SLOT),
-                    "pairs": _first(theirs.pairs, slots),
-                    "numbers": theirs.numbers[: len(theirs.table) + FIRST_SLOT],
-                    "numbered": theirs.numbered,
-                }
-                for k, theirs in enumerate(self._counterparts)
-            },
+            "own": state_of(self._own, slots),
+            "hours": state_of(self._hours, slots),
+            "counterparts": {str(k): theirs.state(slots) for k, theirs in enumerate(self._counterparts)},
         }
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
-        self._own = Habits(**{name: np.array(state["own"][name]) for name in Habits._fields})
+        self._own = restored(Habits, state["own"])
+        # Before hours had a place of their own nothing was made of them.
+        self._hours = restored(Hours, state["hours"]) if "hours" in state else _no_hours(len(self._own.seen))
         for k, theirs in enumerate(self._counterparts):
-            saved = state["counterparts"][str(k)]
-            theirs.table.restore(saved["table"])
-            theirs.habits = Habits(**{name: np.array(saved["habits"][name]) for name in Habits._fields})
-            theirs.pairs = Pairs(**{name: np.array(saved["pairs"][name]) for name in Pairs._fields})
-            theirs.numbers = np.array(saved["numbers"])
-            theirs.numbered = np.array(saved["numbered"])
+            theirs.restore(state["counterparts"][str(k)])
 
 
 def bytes_per_entity(counterparts: int) -> int:
     """What an entity takes, and a counterpart of each of so many kinds."""
-    habits, pairs = (sum(array.nbytes for array in some) for some in (_no_habits(1), _no_pairs(1)))
-    number = 8
-    return habits + counterparts * (habits + pairs + number)
+    empty = (_no_habits(1), _no_hours(1), no_pairs(1), _no_numbers(1))
+    habits, hours, pairs, number = (sum(array.nbytes for array in some) for some in empty)
+    return habits + hours + counterparts * (habits + pairs + number)
 
 
 def _no_habits(slots: int) -> Habits:
@@ -177,29 +205,15 @@ def _no_habits(slots: int) -> Habits:
         last_s=np.zeros(slots),
         counts=np.zeros((slots, SPANS)),
         sums=np.zeros((slots, SPANS)),
-        hours=np.zeros((slots, 3)),
     )
 
 
-def _no_pairs(slots: int) -> Pairs:
-    return Pairs(met=np.zeros((slots, PAIRS), np.int64), times=np.zeros((slots, PAIRS), np.int64))
+def _no_hours(slots: int) -> Hours:
+    return Hours(moments=np.zeros((slots, 3)))
 
 
-def _with_room(kept: Any, empty: Any, slots: Ints) -> Any:  # noqa: ANN401 - Habits, or Pairs
-    have, wanted = len(kept[0]), int(slots.max(initial=0)) + 1
-    if wanted <= have:
-        return kept
-    more = empty(max(wanted, 2 * have) - have)
-    return type(kept)(*(np.concatenate(pair) for pair in zip(kept, more, strict=True)))
-
-
-def _longer(numbers: Ints, slots: Ints) -> Ints:
-    have, wanted = len(numbers), int(slots.max(initial=0)) + 1
-    return numbers if wanted <= have else np.concatenate([numbers, np.zeros(max(wanted, have), np.int64)])
-
-
-def _first(kept: Habits | Pairs, slots: int) -> State:
-    return {name: array[:slots] for name, array in kept._asdict().items()}
+def _no_numbers(slots: int) -> Numbers:
+    return Numbers(given=np.zeros(slots, np.int64))
 
 
 @compiled
@@ -219,16 +233,12 @@ def _follow(
             _clear(slot, kept)
         before[i] = kept.seen[slot] if slot != 0 else 0
         _decay(second, slot, kept, out[i])
-        out[i, USUAL] = _usual(size, slot, kept)
+        _pays(size, slot, kept, out[i])
         for j in range(SPANS):
             out[i, COUNTS + j] = kept.counts[slot, j] + 1.0 if slot != 0 else 1.0
             out[i, SUMS + j] = kept.sums[slot, j] + size if slot != 0 else size
-        out[i, HOUR] = _unusual_hour(second, slot, kept)
         if slot != 0:
-            kept.seen[slot] += 1
-            kept.last_s[slot] = second
-            kept.counts[slot] += 1.0
-            kept.sums[slot] += size
+            _count(size, second, slot, kept)
     return before
 
 
@@ -236,12 +246,14 @@ def _follow(
 def _decay(
     second: float, slot: int, kept: Habits, out: NDArray[np.float32]
 ) -> None:  # pragma: no cover - compiled
-    """Bring counts and sums to this time, and tell how long ago the last transaction was."""
+    """Bring counts and sums to this time, and tell how far from it the latest transaction was."""
     if kept.seen[slot] == 0:
         out[GAP] = GAP_FIRST_S
         return
-    passed = max(0.0, second - kept.last_s[slot])
-    out[GAP] = passed
+    passed = second - kept.last_s[slot]
+    out[GAP] = abs(passed)
+    if passed <= 0.0:
+        return
     for j in range(SPANS):
         left = math.exp(_HALF * passed / HALF_LIVES_S[j])
         kept.counts[slot, j] *= left
@@ -249,17 +261,34 @@ def _decay(
 
 
 @compiled
-def _usual(size: float, slot: int, kept: Habits) -> float:  # pragma: no cover - compiled
-    """The mean amount, this one included, drawn towards the lane's as if that had come once; then learns it.
+def _count(size: float, second: float, slot: int, kept: Habits) -> None:  # pragma: no cover - compiled
+    """Take in a transaction, or of one that is late what is left of it by the time of the latest."""
+    late = kept.last_s[slot] - second
+    if kept.seen[slot] == 0 or not 0.0 <= late <= LATE_MAX_S:
+        kept.last_s[slot] = second
+        late = 0.0
+    kept.seen[slot] += 1
+    for j in range(SPANS):
+        left = math.exp(_HALF * late / HALF_LIVES_S[j]) if late > 0.0 else 1.0
+        kept.counts[slot, j] += left
+        kept.sums[slot, j] += left * size
+
+
+@compiled
+def _pays(
+    size: float, slot: int, kept: Habits, out: NDArray[np.float32]
+) -> None:  # pragma: no cover - compiled
+    """The mean amount before and with this one, drawn towards the lane's as if that had come once; then learns it.
 
     With itself in the mean, an amount is at most as many times the usual one as there have been, so that little is
-    made of the first amounts of a key.
+    made of the first amounts of a key. What was known before is what people call expected.
     """
     typical = math.exp(kept.usual[0]) if kept.learnt[0] > 0 else size
     many, mean = (kept.learnt[slot], kept.usual[slot]) if slot != 0 else (0, 0.0)
     known = (many * mean + typical) / (many + 1.0)
+    out[USUAL] = out[KNOWN] = known
     if size <= 0.0:
-        return float(known)
+        return
     if slot != 0:
         counted = min(size, REACH * known)
         kept.learnt[slot] += 1
@@ -267,63 +296,31 @@ def _usual(size: float, slot: int, kept: Habits) -> float:  # pragma: no cover -
     kept.learnt[0] += 1
     kept.usual[0] += max(LANE_RATE, 1.0 / kept.learnt[0]) * (math.log(size) - kept.usual[0])
     many = min(many, 1.0 / AMOUNT_RATE)
-    return float((many * mean + typical + size) / (many + 2.0))
+    out[USUAL] = (many * mean + typical + size) / (many + 2.0)
 
 
 @compiled
-def _unusual_hour(second: float, slot: int, kept: Habits) -> float:  # pragma: no cover - compiled
-    """0 where the key has always paid at this hour, 1 where nothing is known, towards 2 at the opposite hour."""
-    if slot == 0:
-        return 1.0
-    angle = 2.0 * math.pi * (second % _DAY_S) / _DAY_S
-    x, y = math.cos(angle), math.sin(angle)
-    hours = kept.hours[slot]
-    along = (hours[0] * x + hours[1] * y) / (hours[2] + HOURS_PRIOR)
-    hours *= 1.0 - HOUR_RATE
-    hours[0] += x
-    hours[1] += y
-    hours[2] += 1.0
-    return float(1.0 - along)
-
-
-@compiled
-def _meet(
-    slots: Ints,
-    fresh: Bools,
-    seen: Ints,
-    at: Ints,
-    new: Bools,
-    numbers: Ints,
-    numbered: Ints,
-    kept: Pairs,
-    out: NDArray[np.float32],
+def _tell_hours(
+    seconds: Floats, slots: Ints, fresh: Bools, kept: Hours, out: NDArray[np.float32]
 ) -> None:  # pragma: no cover - compiled
-    """How many times rarer than usual the entity meets this counterpart: its transactions over those with it."""
+    """How many times rarer the hour is to the entity than if it paid at any, 1 where nothing is known, (n,).
+
+    By the first moment of its hours on the circle (Mardia, Statistics of Directional Data, 1972): the density is taken
+    to rise and fall once a day, by as much as they agree.
+    """
     for i in range(len(slots)):
         slot = slots[i]
         if fresh[i]:
-            kept.met[slot] = 0
-            kept.times[slot] = 0
-        if new[i]:
-            numbered[0] += 1
-            numbers[at[i]] = numbered[0]
-        times = _times_met(numbers[at[i]], kept.met[slot], kept.times[slot]) if at[i] != 0 else seen[i]
-        out[i] = (seen[i] + 1.0) / (times + 1.0)
-
-
-@compiled
-def _times_met(number: int, met: Ints, times: Ints) -> int:  # pragma: no cover - compiled
-    """How often it was met before; then puts it first, the others behind it, and the last one out if it is new."""
-    place = 0
-    while place < PAIRS - 1 and met[place] != number and met[place] != 0:
-        place += 1
-    before = times[place] if met[place] == number else 0
-    for j in range(place, 0, -1):
-        met[j] = met[j - 1]
-        times[j] = times[j - 1]
-    met[0] = number
-    times[0] = before + 1
-    return int(before)
+            kept.moments[slot] = 0.0
+        angle = 2.0 * math.pi * (seconds[i] % _DAY_S) / _DAY_S
+        x, y = math.cos(angle), math.sin(angle)
+        moments = kept.moments[slot]
+        along = (moments[0] * x + moments[1] * y) / (moments[2] + HOURS_PRIOR) if slot != 0 else 0.0
+        out[i] = 1.0 / (1.0 + along)
+        moments *= 1.0 - HOUR_RATE
+        moments[0] += x
+        moments[1] += y
+        moments[2] += 1.0
 
 
 @compiled
@@ -333,4 +330,3 @@ def _clear(slot: int, kept: Habits) -> None:  # pragma: no cover - compiled
     kept.last_s[slot] = 0.0
     kept.counts[slot] = 0.0
     kept.sums[slot] = 0.0
-    kept.hours[slot] = 0.0

@@ -21,7 +21,7 @@ from streamdet.models.scorers import ALIGNMENT, Block, Scorer, Training
 from streamdet.models.scorers.deviation import Deviation
 from streamdet.models.scorers.expectation import Expectation
 from streamdet.models.scorers.forest import Forest
-from streamdet.models.scorers.habits import Habit, Level, Novelty, Velocity
+from streamdet.models.scorers.habits import Habit, Hour, Level, Novelty, Velocity
 from streamdet.models.scorers.nearest import Nearest
 from streamdet.models.scorers.reconstruction import Reconstruction
 
@@ -30,6 +30,7 @@ SCORERS: Final[dict[str, type[Scorer]]] = {
     "expectation": Expectation,
     "forest": Forest,
     "habit": Habit,
+    "hour": Hour,
     "level": Level,
     "nearest": Nearest,
     "novelty": Novelty,
@@ -68,9 +69,15 @@ SECOND_OPINION_MAX: Final = 4.6
 
 # Of transactions nothing but the habit counts unless it is rarer than one row in 150.
 FAR_OUT: Final = 5.0
+# Whoever pays at many hours pays at rare ones too: the hour has to be rarer than in one row of 1,000.
+HOUR_FAR_OUT: Final = 7.0
 
 # What these say is a surprise in nats already.
 CALIBRATED: Final = frozenset({"expectation"})
+
+# These have no say in which rows lie apart: what is a surprise already needs no reference, and the hours of those who
+# pay at any, which mean nothing, would fill the valley between the rows that lie apart and all others.
+NOT_APART: Final = CALIBRATED | {"hour"}
 
 # These hold a row against another one, which a bad value changes in other columns too: what they say of a column counts
 # the more, the further it has moved.
@@ -83,9 +90,10 @@ PRESETS: Final = {
     "plain": Preset({"deviation": 2 / 3, "reconstruction": 1 / 3}, recent=False),
     "records": Preset({"deviation": 2 / 5, "forest": 2 / 5, "reconstruction": 1 / 5}, recent=False),
     "transactions": Preset(
-        {"habit": 1.0, "level": 1.0, "velocity": 1.0, "novelty": 1.0, "reconstruction": 1 / 20},
+        {"habit": 1.0, "level": 1.0, "velocity": 1.0, "novelty": 1.0, "hour": 1.0, "reconstruction": 1 / 20},
         recent=False,
-        beyond=dict.fromkeys(("level", "velocity", "novelty", "reconstruction"), FAR_OUT),
+        beyond=dict.fromkeys(("level", "velocity", "novelty", "reconstruction"), FAR_OUT)
+        | {"hour": HOUR_FAR_OUT},
     ),
 }
 

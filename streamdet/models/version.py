@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from streamdet.events import RECENT_STEPS, RESIDUAL, Bools, Floats, Rows
 from streamdet.models.calibration import SCORE_MIN, Calibration
-from streamdet.models.presets import CALIBRATED, COMPARING, PRESETS, SCORERS
+from streamdet.models.presets import CALIBRATED, COMPARING, NOT_APART, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
 from streamdet.models.scorers import Block, Scorer, mean_of, padded_width
 from streamdet.models.scorers.habits import Velocity
@@ -110,6 +110,8 @@ class ModelVersion:
         members = {}
         for name in PRESETS[preset].weights:
             prefix, calibration = f"{name}.", f"{name}.calibration"
+            if f"{calibration}.knots" not in tensors:
+                continue  # it is from before there was this scorer
             own = {
                 key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
             }
@@ -147,7 +149,7 @@ class ModelVersion:
         weights = PRESETS[self.preset].weights
         together, n = np.zeros(len(rows)), len(rows)
         for name, scores in self.raw_scores(rows).items() if n else ():
-            if name not in CALIBRATED:
+            if name not in NOT_APART:
                 nats = np.log(np.maximum(scores, SCORE_MIN))
                 together += weights[name] * (nats - np.median(nats))
         scores = np.exp(together)

@@ -7,7 +7,7 @@ batched.
 Slot 0 is the lane as a whole; it decides for an entity until that has seen 10 / alert_rate scores.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from streamdet.compiled import compiled, inlined
 from streamdet.config import Limit
 from streamdet.events import Bools, Floats, Ints, Mode, State
+from streamdet.slotted import state_of, with_room
 from streamdet.threshold import conformal, controlled, peaks, rolling
 from streamdet.threshold.histogram import BINS, bin_of, mass, move, places, quantile
 from streamdet.threshold.rule import CONFORMAL, CONTROLLED, FLAGGED_MAX, PEAKS, Rule, rule_of
@@ -67,7 +68,7 @@ class Limits:
         """
         self._rule = rule_of(settings, nominal=nominal)
         self._name = settings.rule
-        self._kept = Slots.empty(slots, _columns(self._rule))
+        self._kept = self._empty(slots)
 
     def judge(self, raw: Floats, slots: Ints, fresh: Bools, *, alerting: bool) -> Judged:
         """Judge raw scores (n,) of the entities in these slots (n,), in order, and let each move the limits.
@@ -76,7 +77,7 @@ class Limits:
 
         The limit for a score has seen nothing of it. NaN scores (no model yet) are neither judged nor fed.
         """
-        self._make_room(int(slots.max(initial=0)) + 1)
+        self._kept = with_room(self._kept, int(slots.max(initial=0)) + 1, self._empty)
         n = len(raw)
         judged = Judged(
             limit=np.full(n, np.nan),
@@ -106,13 +107,13 @@ class Limits:
 
     def state(self, slots: int | None = None) -> State:
         """The arrays of the first slots, or of all, by name: views that change with the next `judge`."""
-        state = {name: array[:slots] for name, array in self._kept._asdict().items()}
+        state = state_of(self._kept, slots)
         own = state.pop("own")
         return {**state, self._name: own} if own.size else state
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave; what an older version kept otherwise begins as in an empty slot."""
-        new = Slots.empty(len(state["weight"]), _columns(self._rule))
+        new = self._empty(len(state["weight"]))
         known = {name: np.array(values) for name, values in state.items() if name in new._fields}
         own = state.get(self._name)  # that of another rule says nothing to this one, nor in other columns
         if own is not None and own.shape == new.own.shape:
@@ -122,12 +123,8 @@ class Limits:
         kept.high[unread] = kept.low[unread] = kept.limit[unread]
         self._kept = kept
 
-    def _make_room(self, slots: int) -> None:
-        have = len(self._kept.weight)
-        if slots > have:
-            more = Slots.empty(max(slots, 2 * have) - have, _columns(self._rule))
-            pairs: Any = zip(self._kept, more, strict=True)
-            self._kept = Slots(*(np.concatenate(pair) for pair in pairs))
+    def _empty(self, slots: int) -> Slots:
+        return Slots.empty(slots, _columns(self._rule))
 
 
 @compiled

@@ -1,5 +1,7 @@
 """Missing values as whoever is on call meets them: what stood for them, what an alert then rests on."""
 
+import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,15 +42,28 @@ def station(**changes: Mapping[int, object]) -> list[dict[str, Any]]:
 class Judged:
     """What a replay of readings gave."""
 
-    def __init__(self, folder: Path, readings: list[dict[str, Any]], **given: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        readings: list[dict[str, Any]],
+        noise: Mapping[str, Any] | None = None,
+        **given: Any,
+    ) -> None:
         paths = [folder / name for name in ("station.jsonl", "alerts.jsonl", "dead.jsonl", "scores.csv")]
         paths[0].write_text("".join(json.dumps(reading) + "\n" for reading in readings))
         what = Replay([paths[0]], alerts=paths[1], dead_letters=paths[2], scores=paths[3])
-        self.summary = replay(what, parse({**QUICK, "input": {**INPUT, **given}}), StopAfter())
+        learning = {**QUICK["learning"], "enabled": noise is None}
+        settings = {**QUICK, "input": {**INPUT, **given}, "noise": noise or {}, "learning": learning}
+        self.summary = replay(what, parse(settings), StopAfter())
         alerts = [msgspec.json.decode(line, type=Alert) for line in paths[1].read_bytes().splitlines()]
         self.alerts = {alert.source.offset: alert for alert in alerts}
         self.dead = [json.loads(line) for line in paths[2].read_bytes().splitlines()]
         self.scores = paths[3].read_text()
+
+    @property
+    def raw(self) -> list[str]:
+        """Raw scores of all readings, as they are written."""
+        return [row["raw_score"] for row in csv.DictReader(io.StringIO(self.scores))]
 
 
 def imputed(alert: Alert) -> list[str]:
@@ -76,6 +91,15 @@ def test_a_count_that_is_only_sent_when_there_is_one_is_zero_in_between(tmp_path
     assert {feature.name: feature.actual for feature in quiet.features}["errors"] == 0.0
 
 
+def test_what_is_no_number_is_a_dead_letter_where_absence_means_zero(tmp_path: Path) -> None:
+    readings = station(errors={700: "offline", 800: None})
+    judged = Judged(tmp_path, readings, missing={"features": {"errors": "zero"}})
+    assert (judged.summary["events"], judged.summary["rejected"]) == (N - 1, 1)
+    (letter,) = judged.dead
+    assert (letter["reason"], letter["offset"]) == ("invalid_value", 700)
+    assert "errors" in letter["error"]
+
+
 def test_a_reading_without_the_number_that_matters_is_a_dead_letter_with_its_name(tmp_path: Path) -> None:
     silent = {700: None, 900: None}
     judged = Judged(tmp_path, station(pressure=silent), missing={"features": {"pressure": "reject"}})
@@ -93,6 +117,34 @@ def test_what_stands_for_missing_values_does_not_depend_on_batches(tmp_path: Pat
     assert judged[0].scores == judged[1].scores == judged[2].scores
     by_mean = Judged(tmp_path, station(pressure=silent))
     assert by_mean.scores != judged[0].scores
+
+
+@pytest.mark.parametrize("stand_in", ["mean", "last"])
+def test_what_is_out_of_the_question_alerts_and_stands_for_no_missing_value(
+    tmp_path: Path, stand_in: str
+) -> None:
+    broken, silent = dict.fromkeys(range(1_000, 1_004), -9_999.0), dict.fromkeys(range(1_004, 1_040))
+    strange: dict[str, Any] = {"temperature": silent, "pressure": {1_030: 9.0}}
+    given: dict[str, Any] = {"missing": {"default": stand_in}}
+    ranged = {"features": {"temperature": {"range": [-50, 100]}}}
+    bad, lacking = station(**strange), station(**strange)
+    for i, value in broken.items():
+        bad[i]["temperature"] = value
+        del lacking[i]["temperature"]
+    found, expected = Judged(tmp_path, bad, ranged, **given), Judged(tmp_path, lacking, ranged, **given)
+    for i in broken:
+        alert = found.alerts[i]
+        assert (alert.reason, alert.features[0].name, alert.features[0].actual) == (
+            "range",
+            "temperature",
+            -9_999.0,
+        )
+    assert found.alerts[1_030].features[0].name == "pressure"
+    assert imputed(found.alerts[1_030]) == ["temperature"]
+    others = [i for i in range(N) if i not in broken]
+    assert [found.raw[i] for i in others] == [expected.raw[i] for i in others]
+    without_range = Judged(tmp_path, bad, {}, **given)
+    assert [without_range.raw[i] for i in others] != [expected.raw[i] for i in others]
 
 
 def test_a_name_that_is_no_numeric_feature_is_refused_with_those_there_are(tmp_path: Path) -> None:

@@ -206,6 +206,32 @@ def test_too_large_a_number_is_no_absent_one() -> None:
     assert decoded.unusable == 1
 
 
+@pytest.mark.parametrize("written", [b'"none"', b"[]", b"{}", b"NaN"])
+def test_what_is_no_number_is_no_absent_one_either(written: bytes) -> None:
+    missing = Missing(features={"errors": "zero"})
+    good, bad = b'{"flow": 2, "errors": 1}', b'{"flow": 2, "errors": %s}' % written
+    for reject_unusable in (False, True):
+        decoder = decoder_of(NUMBERS, reject_unusable=reject_unusable, missing=missing)
+        decoded = decoder.decode(records_of([good, bad, b'{"flow": 2}']))
+        assert decoded.events.numeric[:, 1].tolist() == [1.0, 0.0]
+        (reject,) = decoded.rejects
+        assert (reject.reason, decoded.unusable) == (Reason.INVALID_VALUE, 0)
+        assert "errors" in reject.error
+    # What is no number in another field is missing there, as ever.
+    decoded = decoder_of(NUMBERS, missing=missing).decode(records_of([b'{"flow": "x", "errors": 1}']))
+    assert (len(decoded.events), decoded.unusable) == (1, 1)
+
+
+def test_text_in_a_column_of_a_file_where_absence_means_zero_is_a_dead_letter() -> None:
+    decoder = Decoder(
+        CsvCodec(SCHEMA, CSV_HEADER), SCHEMA, 1000, reject_unusable=False, missing=Missing(default="zero")
+    )
+    rows = [CSV_GOOD.replace(b"20.5", text) for text in (b"", b"warm", b"NA", b"1e999")]
+    decoded = decoder.decode(records_of(rows))
+    assert [reject.reason for reject in decoded.rejects] == [Reason.INVALID_VALUE]
+    assert np.nan_to_num(decoded.events.numeric[:, 0], nan=-1.0).tolist() == [0.0, 0.0, -1.0]
+
+
 def test_a_record_without_any_field_is_one_of_zeros_where_absence_means_that() -> None:
     missing = Missing(features={"errors": "zero"})
     events = decoder_of(NUMBERS, missing=missing).decode(records_of([b"{}"])).events

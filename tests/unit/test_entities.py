@@ -63,6 +63,25 @@ def test_batches_and_restarts_do_not_matter(
     assert table.state() == whole.state()
 
 
+@given(_names, st.integers(1, 6), st.integers(1, 6))
+def test_a_smaller_table_takes_back_those_that_were_seen_last_and_tells_where_their_rows_were(
+    names: list[str], before: int, after: int
+) -> None:
+    whole, fewer = EntityTable(before), EntityTable(after)
+    slots, _ = whole.assign(names)
+    rows = fewer.restore(whole.state())
+    last_seen = {name: slot for name, slot in zip(names, slots.tolist(), strict=True) if name}
+    last_seen = {name: last_seen[name] for name in whole.state()["names"][-after:]}
+    state = fewer.state()
+    assert [int(rows[slot]) for slot in state["slots"]] == list(last_seen.values())
+    assert state["names"] == list(last_seen)
+    assert sorted(state["slots"]) == list(range(FIRST_SLOT, FIRST_SLOT + len(last_seen)))
+    assert (rows[0], len(rows)) == (0, len(fewer) + FIRST_SLOT)
+    assert fewer.evicted_total == whole.evicted_total + len(whole) - len(fewer)
+    if after >= before:
+        assert state == whole.state()
+
+
 @given(st.lists(st.text(max_size=3), min_size=1, max_size=30))
 def test_different_names_never_share_a_slot(names: list[str]) -> None:
     slots, _ = EntityTable(100).assign(names)

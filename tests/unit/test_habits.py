@@ -1,5 +1,7 @@
 """Scorers of habits: what each finds strange in a transaction, and what an alert says of it."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 import torch
@@ -10,15 +12,16 @@ from strategies import LANE
 
 from streamdet.config import Gate
 from streamdet.decide import explain
-from streamdet.decide.explaining import FACTS, KNOWN
+from streamdet.decide.explaining import FACTS, MET_BEFORE, USUAL_TIME
 from streamdet.events import (
     AMOUNT,
     COUNTS,
     GAP,
     HOUR,
     KEY_COLUMNS,
+    KEYS,
+    KNOWN,
     SUMS,
-    USUAL,
     Alert,
     Cause,
     Events,
@@ -31,16 +34,16 @@ from streamdet.events import (
 from streamdet.features.rows import Featured, LaneFeatures
 from streamdet.learn.gate import examine
 from streamdet.learn.trainer import Snapshot, train
-from streamdet.models.presets import FAR_OUT, PRESETS, SCORERS
+from streamdet.models.presets import FAR_OUT, HOUR_FAR_OUT, PRESETS, SCORERS
 from streamdet.models.scorers import Block, Scorer, Training
 from streamdet.models.version import ModelVersion
 
 CPU = torch.device("cpu")
 SCHEMA = Schema("ts", "card", ("tip", "amount"), ("site",), "amount", ("terminal",))
 HISTORY = len(SCHEMA.columns) + 2 * len(SCHEMA.numeric)  # where it begins in a row
-TERMINAL = 1 + KEY_COLUMNS  # where its columns begin in the history
-NOVELTY = 1 + 2 * KEY_COLUMNS
-HABITS = ("habit", "level", "velocity", "novelty")
+TERMINAL = KEYS + KEY_COLUMNS  # where its columns begin in the history
+NOVELTY = KEYS + 2 * KEY_COLUMNS
+HABITS = ("habit", "level", "velocity", "novelty", "hour")
 
 
 def payments(n: int, seed: int = 0) -> Events:
@@ -63,6 +66,7 @@ def payments(n: int, seed: int = 0) -> Events:
 EVENTS = payments(6_000)
 FEATURED = LaneFeatures(SCHEMA, 1_000).transform(EVENTS)
 ROWS = FEATURED.rows
+LAST = ROWS[5_000:]
 
 
 def trained() -> ModelVersion:
@@ -101,8 +105,9 @@ def test_what_is_configured_as_transactions_is_judged_as_such() -> None:
     [
         ("habit", AMOUNT),
         ("level", AMOUNT),
-        *(("velocity", first + c) for first in (1, TERMINAL) for c in range(COUNTS, HOUR)),
+        *(("velocity", first + c) for first in (KEYS, TERMINAL) for c in range(COUNTS, KNOWN)),
         ("novelty", NOVELTY),
+        ("hour", HOUR),
     ],
 )
 def test_each_scorer_rises_with_what_it_looks_at(name: str, column: int) -> None:
@@ -151,7 +156,9 @@ def test_a_version_comes_back_from_its_tensors() -> None:
 
 
 @pytest.mark.parametrize(
-    "column", [AMOUNT, 1 + COUNTS, 1 + SUMS, TERMINAL + COUNTS, NOVELTY], ids=["amount", *["other"] * 4]
+    "column",
+    [AMOUNT, HOUR, KEYS + COUNTS, KEYS + SUMS, TERMINAL + COUNTS, NOVELTY],
+    ids=["amount", "hour", *["other"] * 4],
 )
 def test_what_is_far_out_is_surprising_by_itself(column: int) -> None:
     usual = MODEL.score(ROWS[5_000:])
@@ -160,9 +167,19 @@ def test_what_is_far_out_is_surprising_by_itself(column: int) -> None:
 
 def test_all_but_the_habit_counts_only_where_it_is_far_out() -> None:
     preset = PRESETS["transactions"]
+    assert preset.beyond == dict.fromkeys(set(preset.weights) - {"habit", "hour"}, FAR_OUT) | {
+        "hour": HOUR_FAR_OUT
+    }
     surprises = dict.fromkeys(preset.weights, torch.tensor([1.0, FAR_OUT, FAR_OUT + 2.0]))
     others = 2.0 * (3 + preset.weights["reconstruction"])
     assert preset.combine(surprises).tolist() == pytest.approx([1.0, FAR_OUT, FAR_OUT + 2.0 + others])
+
+
+def test_an_hour_that_is_rare_does_not_set_a_row_apart_as_an_amount_does() -> None:
+    for column, apart in ((HOUR, 0), (AMOUNT, 20)):
+        values = LAST.values.copy()
+        values[::50, HISTORY + column] *= np.float32(1e6)
+        assert MODEL.apart(Rows(values, LAST.imputed))[::50].sum() == apart
 
 
 def test_the_gate_plants_amounts_that_a_sound_model_tells() -> None:
@@ -185,7 +202,7 @@ def alert_on(rows: Rows, which: int) -> Alert:
     verdicts = Verdicts(ones, ones, np.full(n, 3, np.uint8), yes, yes, yes, ones, by_limit)
     (alert,) = explain(
         EVENTS,
-        Featured(whole, FEATURED.slots, FEATURED.fresh, FEATURED.usual),
+        Featured(whole, FEATURED.slots, FEATURED.fresh, FEATURED.usual, FEATURED.outside),
         verdicts,
         np.array([5_000 + which]),
         model=MODEL,
@@ -204,9 +221,6 @@ def first_of(rows: Rows, which: int = 7) -> FeatureShare:
     return alert.features[0]
 
 
-LAST = ROWS[5_000:]
-
-
 def history_of(which: int) -> NDArray[np.float32]:
     return LAST.values[which, HISTORY:]
 
@@ -215,11 +229,11 @@ def test_an_unusual_amount_is_told_with_what_the_card_usually_pays() -> None:
     told = first_of(changed(AMOUNT, 100.0, LAST))
     assert told.name == "amount"
     assert told.share > 0.9
-    assert told.expected == pytest.approx(float(history_of(7)[1 + USUAL]))
+    assert told.expected == pytest.approx(float(history_of(7)[KEYS + KNOWN]))
 
 
 def test_an_amount_that_is_missing_is_not_what_an_alert_names() -> None:
-    rows = changed(1 + COUNTS, 30.0, LAST)
+    rows = changed(KEYS + COUNTS, 30.0, LAST)
     imputed = rows.imputed.copy()
     imputed[:, SCHEMA.columns.index("amount")] = True
     alert = alert_on(Rows(rows.values, imputed), 7)
@@ -238,9 +252,9 @@ def test_what_tells_nothing_is_not_in_an_alert() -> None:
 @pytest.mark.parametrize(
     ("column", "name"),
     [
-        (1 + COUNTS, "count_1h of card"),
-        (1 + COUNTS + 2, "count_7d of card"),
-        (1 + SUMS + 1, "sum_24h of card"),
+        (KEYS + COUNTS, "count_1h of card"),
+        (KEYS + COUNTS + 2, "count_7d of card"),
+        (KEYS + SUMS + 1, "sum_24h of card"),
         (TERMINAL + COUNTS, "count_1h of terminal"),
     ],
 )
@@ -252,16 +266,31 @@ def test_a_burst_is_told_as_a_count_or_a_sum_and_what_is_usual(column: int, name
     assert 0.0 < told.expected < 10_000.0
 
 
+def test_an_unusual_hour_is_told_as_the_time_of_day() -> None:
+    told = first_of(changed(HOUR, 1_000.0, LAST))
+    when = datetime.fromtimestamp(EVENTS.times_ms[5_007] / 1_000, UTC)
+    assert (told.name, told.actual, told.expected) == ("time_of_day of card", f"{when:%H:%M}", USUAL_TIME)
+
+
+def test_a_version_from_before_there_was_a_scorer_comes_back_without_it() -> None:
+    tensors = {name: tensor for name, tensor in MODEL.tensors().items() if not name.startswith("hour.")}
+    before = ModelVersion.from_tensors(
+        MODEL.preset, MODEL.columns, MODEL.numeric, tensors, MODEL.trained_at, CPU
+    )
+    assert set(before.members) == set(MODEL.members) - {"hour"}
+    assert np.isfinite(before.score(LAST)).all()
+
+
 def test_a_counterpart_that_is_new_is_named() -> None:
     told = first_of(changed(NOVELTY, 10_000.0, LAST))
-    assert (told.name, told.actual, told.expected) == ("terminal", EVENTS.counterparts[0][5_007], KNOWN)
+    assert (told.name, told.actual, told.expected) == ("terminal", EVENTS.counterparts[0][5_007], MET_BEFORE)
 
 
 def test_what_is_usual_is_told_in_the_units_of_the_columns() -> None:
     usual = MODEL.explain(LAST).usual
     actual = np.median(LAST.values[:, HISTORY:], axis=0)
-    for first in (1, TERMINAL):
+    for first in (KEYS, TERMINAL):
         for column in range(first + GAP, first + SUMS):
             assert np.median(usual[:, column]) == pytest.approx(actual[column], rel=0.5)
-        assert np.isnan(usual[:, first + HOUR]).all()
-    assert set(FACTS) == {*range(GAP, HOUR)}
+    assert np.isnan(usual[:, HOUR]).all()
+    assert set(FACTS) == {*range(GAP, KNOWN)}

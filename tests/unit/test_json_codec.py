@@ -24,7 +24,7 @@ def decode_one(value: bytes, *, beside: bytes = GOOD_VALUE) -> dict[str, object]
         "temperature": columns.numeric[0, 0],
         "pressure": columns.numeric[0, 1],
         "site": columns.categorical[0][0],
-        "unusable": columns.unusable,
+        "unusable": sum(map(len, columns.unusable)),
     }
 
 

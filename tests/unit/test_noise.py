@@ -73,6 +73,20 @@ def test_excuses_add_up_and_the_larger_one_is_the_reason() -> None:
     assert excuse([1.0, 61.0], [0.4, 0.3, 0.3], **rules) == Cause.DIRECTION
 
 
+def test_what_is_judged_by_its_size_deviates_by_its_size() -> None:
+    share, size = np.array([[1.0]]), np.array([[50.0]])
+    explanation = Explanation(size, share, np.empty((1, 0)))
+
+    def excused(amount: float, sized: bool, **rules: Any) -> Cause:
+        features = FeatureRules.of([FeatureNoise(**rules)], [sized])
+        return Cause(int(features.excuses(np.array([[amount]]), explanation)[0]))
+
+    assert excused(-900.0, True, direction="up") == excused(900.0, True, direction="up") == Cause.NONE
+    assert excused(-900.0, True, direction="down") == Cause.DIRECTION
+    assert excused(-40.0, True, min_deviation=20.0) == Cause.DEVIATION
+    assert excused(-900.0, False, direction="up") == Cause.DIRECTION
+
+
 def test_a_missing_value_excuses_nothing() -> None:
     rules: Any = {"pressure": {"direction": "up", "min_deviation": 100.0}}
     assert excuse([math.nan, 90.0], **rules) == Cause.NONE
@@ -111,6 +125,8 @@ class Device:
             if near and not (raw > settings.worse * before or (ranged and not was_ranged)):
                 self.owed = True
                 return Cause.COOL_DOWN
+        if self.last is not None and abs(time_ms - self.last[0]) < 1000 * settings.cool_down_s:
+            time_ms = max(time_ms, self.last[0])
         self.last, self.owed = (time_ms, raw, ranged), False
         return Cause.RANGE if ranged else Cause.LIMIT
 
@@ -272,6 +288,11 @@ def test_a_clock_that_is_once_far_ahead_does_not_silence_an_entity() -> None:
     assert reasons(stream, cool_down_s=600) == [Cause.LIMIT] * 3 + [Cause.COOL_DOWN]
 
 
+def test_a_worse_alert_that_comes_late_does_not_cut_the_cool_down_short() -> None:
+    stream = Stream.of([1_000, 500, 1_550], [5.0, 9.0, 9.0])
+    assert reasons(stream, cool_down_s=600) == [Cause.LIMIT, Cause.LIMIT, Cause.COOL_DOWN]
+
+
 def test_a_hard_range_needs_no_k_of_n_and_rings_amid_a_cool_down_once() -> None:
     no = [False] * 4
     stream = Stream.of(range(4), [9.0, 5.0, 5.0, 5.0], flagged=[True, *no[:3]], ranged=[False, *[True] * 3])
@@ -304,8 +325,8 @@ def sifted(
         np.full(n, usual if known else math.nan), reason,
     )  # fmt: skip
     version = replace(untrained(2), numeric=2) if known else None
-    sieve = Sieve(settings, SCHEMA)
-    return sieve.sift(events, LaneFeatures(SCHEMA, 10).transform(events), verdicts, version)
+    sieve, features = Sieve(settings, SCHEMA), LaneFeatures(SCHEMA, 10, ranges=settings.noise.ranges(SCHEMA))
+    return sieve.sift(events, features.transform(events), verdicts, version)
 
 
 NORMAL = [3.0, 60.0]

@@ -1,6 +1,7 @@
 """Rows: what is missing is filled in from the past and marked, and nothing looks ahead."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import cuts, events_of, some_events
 
+from streamdet.checkpoint.format import digest
 from streamdet.config import Missing, StandIn
 from streamdet.events import EXPECTATION_COLUMNS, HALF_LIVES, Events, Schema
 from streamdet.features.rows import Featured, LaneFeatures
@@ -165,3 +167,53 @@ def test_a_state_from_before_last_values_were_asked_for_begins_without_them() ->
     rows = features.transform(events_of(["d1", "d1", "d1"], [(NAN,), (3.0,), (NAN,)])).rows
     assert 1.0 < rows.values[0, 0] < 5.0
     assert rows.values[2, 0] == 3.0
+
+
+METRIC = Schema(None, "device", ("a",), ())
+PAID = Schema(None, "device", ("a", "b"), (), "a", ("shop",))
+
+
+@given(st.data(), st.sampled_from([SCHEMA, METRIC, PAID]), _streams(), st.integers(1, 4))
+def test_what_is_outside_its_range_is_in_its_own_row_and_else_as_if_it_were_missing(
+    data: st.DataObject, schema: Schema, events: Events, max_entities: int
+) -> None:
+    places = [("a", "b").index(name) for name in schema.numeric]
+    shops = [["s1", "s2"][i % 2] for i in range(len(events))]
+    events = replace(
+        events,
+        numeric=events.numeric[:, places],
+        categorical=events.categorical[: len(schema.categorical)],
+        counterparts=[shops] * len(schema.counterparts),
+    )
+    outside = np.abs(events.numeric) > 50.0
+    outside[:, 1:] = False
+    without = replace(events, numeric=np.where(outside, NAN, events.numeric))
+    ranges = [(-50.0, 50.0), *[(-math.inf, math.inf)] * (len(places) - 1)]
+    missing = Missing(default="last")
+    features, other = (LaneFeatures(schema, max_entities, missing, ranges) for _ in range(2))
+    told, expected = features.transform(events), other.transform(without)
+    assert (told.outside == outside).all()
+    inside = ~outside.any(axis=1)
+    assert told.rows.values[inside].tobytes() == expected.rows.values[inside].tobytes()
+    first = np.clip(events.numeric[:, 0], -1e38, 1e38).astype(np.float32)
+    assert (told.rows.values[~inside, 0] == first[~inside]).all()
+    assert not told.rows.imputed[~inside, 0].any()
+    assert digest(features.state()) == digest(other.state())
+    in_parts = LaneFeatures(schema, max_entities, missing, ranges)
+    parts = [in_parts.transform(some_events(events, *cut)) for cut in data.draw(cuts(len(events)))]
+    assert bits(parts) == bits([told])
+
+
+def test_a_metric_outside_its_range_is_a_surprise_and_its_history_does_not_remember_it() -> None:
+    rng = np.random.default_rng(0)
+    calm = rng.normal(10.0, 1.0, 1_000)
+    calm[900] = 500.0
+    schema = Schema(None, None, ("a",), ())
+    kept, ranged = LaneFeatures(schema, 1), LaneFeatures(schema, 1, ranges=[(0.0, 100.0)])
+    usual, spared = (
+        features.transform(events_of([""] * 1_000, calm.reshape(-1, 1).tolist())).rows.values[:, -4:].max(1)
+        for features in (kept, ranged)
+    )
+    assert spared[900] == usual[900] > 10.0
+    assert usual[901:910].max() > 10.0
+    assert spared[901:910].max() < 5.0

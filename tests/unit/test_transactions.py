@@ -19,12 +19,15 @@ from streamdet.events import (
     GAP,
     HOUR,
     KEY_COLUMNS,
+    KEYS,
+    KNOWN,
     SUMS,
     USUAL,
     Events,
     Schema,
     transaction_columns,
 )
+from streamdet.features.pairs import PAIRS
 from streamdet.features.rows import LaneFeatures
 from streamdet.features.transactions import (
     AMOUNT_RATE,
@@ -33,15 +36,15 @@ from streamdet.features.transactions import (
     HOUR_RATE,
     HOURS_PRIOR,
     LANE_RATE,
-    PAIRS,
+    LATE_MAX_S,
     REACH,
     bytes_per_entity,
 )
 
 SCHEMA = Schema("ts", "card", ("amount",), (), "amount", ("terminal", "shop"))
 COLUMNS = transaction_columns(3)
-CARD, TERMINAL = 1, 1 + KEY_COLUMNS  # where their columns begin
-NOVELTY = 1 + 3 * KEY_COLUMNS  # of the terminal
+CARD, TERMINAL = KEYS, KEYS + KEY_COLUMNS  # where their columns begin
+NOVELTY = KEYS + 3 * KEY_COLUMNS  # of the terminal
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 
 
@@ -83,6 +86,7 @@ class Account:
     counts: list[float] = field(default_factory=lambda: [0.0] * 3)
     sums: list[float] = field(default_factory=lambda: [0.0] * 3)
     hours: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rarity: float = 1.0  # of the last hour
     met: "list[OrderedDict[str, int]]" = field(default_factory=lambda: [OrderedDict(), OrderedDict()])
 
 
@@ -106,13 +110,16 @@ class Accounts:
     def entry(self, name: str, size: float, second: float) -> list[float]:
         """The columns of a key for one transaction."""
         account = self.of(name) if name else Account()
-        gap = max(0.0, second - account.last_s) if account.seen else GAP_FIRST_S
-        for j, half_life in enumerate(HALF_LIVES_S if account.seen else ()):
-            account.counts[j] *= 0.5 ** (gap / half_life)
-            account.sums[j] *= 0.5 ** (gap / half_life)
+        passed = second - account.last_s if account.seen else 0.0
+        gap = abs(passed) if account.seen else GAP_FIRST_S
+        late = -passed if -LATE_MAX_S <= passed < 0 else 0.0
+        for j, half_life in enumerate(HALF_LIVES_S):
+            account.counts[j] *= 0.5 ** (max(passed, 0.0) / half_life)
+            account.sums[j] *= 0.5 ** (max(passed, 0.0) / half_life)
+        told = [*(count + 1 for count in account.counts), *(total + size for total in account.sums)]
         typical = math.exp(self.logs) if self.learnt else size
         many = len(account.amounts)
-        usual = (many * account.usual + typical) / (many + 1)
+        usual = known = (many * account.usual + typical) / (many + 1)
         if size > 0:
             account.amounts.append(min(size, REACH * usual))
             mean = account.usual
@@ -123,14 +130,16 @@ class Accounts:
             self.logs += max(LANE_RATE, 1 / self.learnt) * (math.log(size) - self.logs)
         angle = 2 * math.pi * (second % 86_400) / 86_400
         x, y, weight = account.hours
-        hour = 1 - (x * math.cos(angle) + y * math.sin(angle)) / (weight + HOURS_PRIOR) if name else 1.0
+        along = (x * math.cos(angle) + y * math.sin(angle)) / (weight + HOURS_PRIOR) if name else 0.0
+        account.rarity = 1 / (1 + along)
         kept = 1 - HOUR_RATE
         account.hours = (x * kept + math.cos(angle), y * kept + math.sin(angle), weight * kept + 1)
         account.seen += 1
-        account.last_s = second
-        account.counts = [count + 1 for count in account.counts]
-        account.sums = [total + size for total in account.sums]
-        return [usual, gap, *account.counts, *account.sums, hour]
+        account.last_s = second + late
+        for j, half_life in enumerate(HALF_LIVES_S):
+            account.counts[j] += 0.5 ** (late / half_life)
+            account.sums[j] += size * 0.5 ** (late / half_life)
+        return [usual, gap, *told, known]
 
 
 def written_down(events: Events, max_entities: int) -> list[list[float]]:
@@ -159,7 +168,7 @@ def written_down(events: Events, max_entities: int) -> list[list[float]]:
                 if len(own.met[k]) > PAIRS:
                     own.met[k].popitem(last=False)
             novelties.append(own.seen / (times + 1))
-        rows.append([size if size > 0 else row[USUAL], *row, *novelties])
+        rows.append([size if size > 0 else row[USUAL], own.rarity, *row, *novelties])
     return rows
 
 
@@ -213,6 +222,14 @@ def test_a_stolen_card_stands_out_for_as_long_as_it_is_used() -> None:
     assert np.median(ratio[200:][~stolen[200:]]) == pytest.approx(1.0, abs=0.4)
 
 
+def test_what_is_known_of_a_card_has_not_seen_the_payment_and_of_a_new_one_is_what_is_typical() -> None:
+    amounts = [50.0] * 40 + [50_000.0, 50_000.0, 40.0]
+    columns = facts(paid([*["a", "b"] * 20, "new", "a", "a"], amounts, [0] * 43))
+    assert columns[40:42, CARD + KNOWN] == pytest.approx(50.0, rel=0.02)
+    assert columns[40, CARD + USUAL] == pytest.approx(25_025.0)
+    assert columns[42, CARD + KNOWN] > 50.0
+
+
 def test_a_new_habit_becomes_the_usual_one() -> None:
     amounts = [10.0] * 50 + [1_000.0] * 400
     columns = facts(paid(["c"] * 450, amounts, [i * DAY_MS for i in range(450)]))
@@ -226,7 +243,7 @@ def test_counts_and_sums_are_those_of_the_last_hour_day_and_week() -> None:
     row = facts(paid(["c"] * 6, [10.0] * 6, times_ms, ["t"] * 6))[-1]
     for first in (CARD, TERMINAL):
         assert row[first + COUNTS : first + SUMS] == pytest.approx([3.5, 5.72, 5.96], abs=0.01)
-        assert row[first + SUMS : first + HOUR] == pytest.approx([35.0, 57.2, 59.6], abs=0.1)
+        assert row[first + SUMS : first + KNOWN] == pytest.approx([35.0, 57.2, 59.6], abs=0.1)
         assert row[first + GAP] == 3_600.0
 
 
@@ -253,12 +270,31 @@ def test_a_card_that_had_to_leave_comes_back_as_a_new_one_and_leaves_nothing_to_
     assert columns[-1, TERMINAL + COUNTS] == 6
 
 
-def test_where_time_runs_backwards_nothing_decays_and_the_new_time_holds() -> None:
-    # A clock that was a century ahead for one event does not stop the decay for a century.
+@given(st.data(), st.lists(st.integers(0, 20 * 86_400), min_size=1, max_size=12))
+def test_what_counts_of_the_past_does_not_depend_on_the_order_of_arrival(
+    data: st.DataObject, seconds: list[int]
+) -> None:
+    def after(some: list[int]) -> NDArray[np.float32]:
+        times_ms = [1_000 * second for second in [*some, 20 * 86_400]]
+        return facts(paid(["c"] * len(times_ms), [10.0] * len(times_ms), times_ms))[
+            -1, CARD + GAP : CARD + KNOWN
+        ]
+
+    late = after(data.draw(st.permutations(seconds)))
+    np.testing.assert_allclose(late, after(sorted(seconds)), rtol=1e-5)
+
+
+def test_one_payment_that_is_days_late_does_not_set_the_clock_back() -> None:
+    times_ms = [10 * DAY_MS] * 3 + [6 * DAY_MS, 10 * DAY_MS + MINUTE_MS]
+    columns = facts(paid(["c"] * 5, [10.0] * 5, times_ms))
+    assert columns[3:, CARD + GAP].tolist() == [4 * 86_400, 60]
+    assert columns[4, CARD + COUNTS : CARD + SUMS] == pytest.approx([3.97, 4.0, 4.45], abs=0.01)
+
+
+def test_a_clock_that_is_once_a_century_ahead_does_not_stop_the_decay_for_a_century() -> None:
     times_ms = [0, 36_500 * DAY_MS, 1_000, 40 * DAY_MS]
     columns = facts(paid(["c"] * 4, [10.0] * 4, times_ms))
     assert columns[:, CARD + COUNTS] == pytest.approx([1.0, 1.0, 2.0, 1.0], abs=1e-3)
-    assert columns[:, CARD + GAP] == pytest.approx([GAP_FIRST_S, 36_500 * 86_400, 0.0, 40 * 86_400 - 1])
 
 
 @pytest.mark.parametrize("amount", [math.nan, 0.0])
@@ -288,8 +324,26 @@ def test_the_unit_of_the_amount_does_not_matter() -> None:
 def test_a_card_that_always_pays_at_noon_is_unusual_at_midnight() -> None:
     noon = [i * DAY_MS + DAY_MS // 2 for i in range(60)]
     columns = facts(paid(["c"] * 61, [1.0] * 61, [*noon, 61 * DAY_MS]))
-    assert columns[59, CARD + HOUR] < 0.1
-    assert columns[60, CARD + HOUR] > 1.9
+    assert columns[0, HOUR] == 1.0
+    assert columns[59, HOUR] == pytest.approx(0.5, abs=0.05)
+    assert columns[60, HOUR] > 8.0
+
+
+def test_a_card_that_pays_at_any_hour_is_usual_at_each() -> None:
+    times_ms = [i * DAY_MS + (i * 7 % 24) * 60 * MINUTE_MS for i in range(240)]
+    assert facts(paid(["c"] * 240, [1.0] * 240, times_ms))[50:, HOUR] == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_state_from_before_hours_had_a_place_of_their_own_begins_without_them() -> None:
+    noon = [i * DAY_MS + DAY_MS // 2 for i in range(20)]
+    before, after = LaneFeatures(SCHEMA, 5), LaneFeatures(SCHEMA, 5)
+    before.transform(paid(["c"] * 20, [1.0] * 20, noon))
+    state = dict(before.state())
+    state["transactions"] = {name: part for name, part in state["transactions"].items() if name != "hours"}
+    after.restore(state)
+    columns = after.transform(paid(["c", "d"], [1.0] * 2, [20 * DAY_MS] * 2)).rows.values[:, -COLUMNS:]
+    assert columns[:, HOUR].tolist() == [1.0, 1.0]
+    assert columns[0, CARD + COUNTS] > 1.0
 
 
 def test_what_is_kept_of_an_entity_and_its_counterparts_is_bounded_and_as_large_as_is_said() -> None:
@@ -307,6 +361,22 @@ def test_counterparts_that_had_to_leave_are_counted() -> None:
     features = LaneFeatures(SCHEMA, 2)
     features.transform(paid(["c"] * 4, [1.0] * 4, [0] * 4, ["t1", "t2", "t3", "t1"], ["s"] * 4))
     assert features.evicted_total == 2
+
+
+def test_where_fewer_counterparts_may_be_kept_than_there_are_those_met_last_stay_as_they_are() -> None:
+    terminals = ["t1", "t2", "t3", "t1", "t4", "t2"]
+    before = LaneFeatures(SCHEMA, 10)
+    before.transform(paid(["c"] * 6, [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], [0] * 6, terminals))
+    whole, fewer = LaneFeatures(SCHEMA, 10), LaneFeatures(SCHEMA, 2)
+    for features in (whole, fewer):
+        features.restore(before.state())
+    assert (len(fewer.state()["transactions"]["counterparts"]["0"]["numbers"]), fewer.evicted_total) == (3, 2)
+    again = paid(["c"] * 2, [70.0] * 2, [MINUTE_MS] * 2, ["t2", "t4"])
+    told = fewer.transform(again).rows.values
+    assert told.tobytes() == whole.transform(again).rows.values.tobytes()
+    gone = fewer.transform(paid(["c"], [70.0], [MINUTE_MS], ["t1"])).rows.values[0, -COLUMNS:]
+    assert (gone[TERMINAL + COUNTS], gone[NOVELTY]) == (1.0, 9.0)
+    assert len(fewer.state()["transactions"]["counterparts"]["0"]["numbers"]) == 3
 
 
 def _arrays(state: Any) -> Iterator[NDArray[Any]]:

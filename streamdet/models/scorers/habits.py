@@ -1,9 +1,8 @@
 """Habits: how a transaction stands to what its keys usually do, as their history told it when the row was made.
 
-Four scorers, each with a calibration of its own: the amount against what the entity usually pays, the amount against
-all amounts, how much and how often the keys pay at the moment, and how rarely the entity meets its counterpart. What
-is kept by key is in `features/transactions.py`. The hour of the day is not among them: most people pay at many hours,
-and each of their rarer ones would hide what the amounts tell.
+Five scorers, each with a calibration of its own: the amount against what the entity usually pays, the amount against
+all amounts, how much and how often the keys pay at the moment, how rarely the entity meets its counterpart, and how
+rarely it pays at this hour of the day. What is kept by key is in `features/transactions.py`.
 """
 
 import math
@@ -14,7 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamdet.events import AMOUNT, COUNTS, GAP, HOUR, KEY_COLUMNS, SUMS, USUAL, transaction_columns
+from streamdet.events import (
+    AMOUNT,
+    COUNTS,
+    GAP,
+    HOUR,
+    KEY_COLUMNS,
+    KEYS,
+    KNOWN,
+    SUMS,
+    USUAL,
+)
 from streamdet.models.scorers import Block, Training, Unfitted
 
 # An amount against the usual one is at least this: so much smaller is as small.
@@ -26,8 +35,8 @@ SPREAD_MIN: Final = 0.1
 # The spread is laid from the median to this quantile of normal rows.
 FAR_PROBABILITY: Final = 0.02
 _NATS: Final = math.log(0.5 / FAR_PROBABILITY)
-# Of a key, what tells its pace: the columns from the gap on without the hour.
-_PACE: Final = HOUR - GAP
+# Of a key, what tells its pace: the gap, counts and sums.
+_PACE: Final = KNOWN - GAP
 
 
 class Habit(Unfitted):
@@ -36,7 +45,7 @@ class Habit(Unfitted):
     def score(self, block: Block) -> Tensor:
         """Times as much, (n,)."""
         history = block.history
-        return history[:, AMOUNT] / history[:, 1 + USUAL].clamp_min(AMOUNT_MIN) + RATIO_MIN
+        return history[:, AMOUNT] / history[:, KEYS + USUAL].clamp_min(AMOUNT_MIN) + RATIO_MIN
 
     def parts(self, block: Block) -> Tensor:
         """All of it is the amount's; (n, P + H)."""
@@ -53,6 +62,18 @@ class Level(Unfitted):
     def parts(self, block: Block) -> Tensor:
         """All of it is the amount's; (n, P + H)."""
         return _of_history(block, {AMOUNT: self.score(block)})
+
+
+class Hour(Unfitted):
+    """How rarely the entity pays at this hour of the day."""
+
+    def score(self, block: Block) -> Tensor:
+        """Times rarer than if it paid at any hour, (n,)."""
+        return block.history[:, HOUR].contiguous()
+
+    def parts(self, block: Block) -> Tensor:
+        """All of it is the hour's; (n, P + H)."""
+        return _of_history(block, {HOUR: self.score(block)})
 
 
 class Novelty(Unfitted):
@@ -106,22 +127,22 @@ class Velocity:
         """The deviations at least half as large as the largest; (n, P + H)."""
         deviations = self._deviations(block)
         telling = torch.where(deviations >= 0.5 * deviations.amax(1, keepdim=True), deviations, 0.0)
-        firsts = (1 + k * KEY_COLUMNS for k in range(keys_of(block.history.shape[1])))
-        columns = [first + column for first in firsts for column in range(GAP, HOUR)]
+        firsts = (KEYS + k * KEY_COLUMNS for k in range(keys_of(block.history.shape[1])))
+        columns = [first + column for first in firsts for column in range(GAP, KNOWN)]
         return _of_history(block, {column: telling[:, k] for k, column in enumerate(columns)})
 
     def usual(self, history: Tensor) -> Tensor:
         """What the columns of a history, (n, H), usually are, in their units, (n, H); NaN where it cannot tell.
 
-        The amount is that of the entity's habit, sums go with what the key usually pays.
+        The amount is that of the entity's habit, sums go with what the key usually pays; neither has seen the row.
         """
         usual = torch.full_like(history, torch.nan)
-        usual[:, AMOUNT] = history[:, 1 + USUAL]
+        usual[:, AMOUNT] = history[:, KEYS + KNOWN]
         for k, key in enumerate(self.location.view(-1, _PACE)):
-            first = 1 + k * KEY_COLUMNS
+            first = KEYS + k * KEY_COLUMNS
             usual[:, first + GAP] = (-key[0]).expm1()
-            usual[:, first + COUNTS : first + HOUR] = key[1:].exp()
-            usual[:, first + SUMS : first + HOUR] *= history[:, [first + USUAL]]
+            usual[:, first + COUNTS : first + KNOWN] = key[1:].exp()
+            usual[:, first + SUMS : first + KNOWN] *= history[:, [first + KNOWN]]
         return usual
 
     def _deviations(self, block: Block) -> Tensor:
@@ -130,12 +151,12 @@ class Velocity:
 
 def keys_of(columns: int) -> int:
     """How many keys the transactions of a history of so many columns have."""
-    return columns // transaction_columns(1)
+    return columns // (KEY_COLUMNS + 1)
 
 
 def _novelties(history: Tensor) -> Tensor:
     """Of each counterpart, (n, keys - 1)."""
-    return history[:, 1 + KEY_COLUMNS * keys_of(history.shape[1]) :]
+    return history[:, KEYS + KEY_COLUMNS * keys_of(history.shape[1]) :]
 
 
 def _paces(history: Tensor) -> Tensor:
@@ -145,9 +166,9 @@ def _paces(history: Tensor) -> Tensor:
     """
     parts = []
     for k in range(keys_of(history.shape[1])):
-        own = history[:, 1 + k * KEY_COLUMNS : 1 + (k + 1) * KEY_COLUMNS]
+        own = history[:, KEYS + k * KEY_COLUMNS : KEYS + (k + 1) * KEY_COLUMNS]
         usual = own[:, [USUAL]].clamp_min(AMOUNT_MIN)
-        times = own[:, SUMS:HOUR] / usual
+        times = own[:, SUMS:KNOWN] / usual
         parts += [
             -own[:, [GAP]].log1p(),
             own[:, COUNTS:SUMS].clamp_min(1.0).log(),

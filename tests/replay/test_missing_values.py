@@ -97,6 +97,6 @@ def test_what_stands_for_missing_values_does_not_depend_on_batches(tmp_path: Pat
 
 def test_a_name_that_is_no_numeric_feature_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="pressur: there is no such numeric feature; there are temperature, pressure"
+        ConfigError, match="pressur: there is no such feature; the numeric ones are temperature, pressure"
     ):
         Judged(tmp_path, station(), missing={"features": {"pressur": "last"}})

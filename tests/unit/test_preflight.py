@@ -47,7 +47,7 @@ def test_a_sound_configuration_has_no_errors_and_leaves_no_trace(tmp_path: Path)
 def test_what_stands_for_missing_values_is_held_against_the_features(tmp_path: Path) -> None:
     names = {"y": "last"}
     error = one_error(checked(tmp_path, input={"missing": {"features": names}}))
-    assert "y: there is no such numeric feature; there are x" in error
+    assert "input.missing.features.y: there is no such feature; the numeric ones are x: take" in error
     assert checked(tmp_path, input={"missing": {"features": {"x": "last"}}}).errors == []
 
 
@@ -91,7 +91,9 @@ def test_a_noise_rule_for_a_feature_that_is_not_there_is_an_error(tmp_path: Path
     features = {"numeric": ["heat", "flow"], "categorical": ["site"]}
     rules = {name: {"direction": "up"} for name in ("heat", "floe")}
     error = one_error(checked(tmp_path, input={"features": features}, noise={"features": rules}))
-    assert error == "noise.features.floe: there is no such feature; the numeric ones are heat, flow"
+    assert error == (
+        "noise.features.floe: there is no such feature; the numeric ones are heat, flow: take it out, or mend the name"
+    )
     rules = {"site": {"direction": "up"}}
     error = one_error(checked(tmp_path, input={"features": features}, noise={"features": rules}))
     assert "noise.features.site: it is categorical" in error

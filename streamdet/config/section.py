@@ -1,0 +1,34 @@
+"""What the sections of the configuration have in common."""
+
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from streamdet.errors import ConfigError
+from streamdet.events import Schema
+
+
+class Section(BaseModel):
+    """A part of the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def repeated(names: Sequence[str]) -> str:
+    """Those that are named more than once, with commas; empty if there are none."""
+    return ", ".join(sorted({name for name in names if names.count(name) > 1}))
+
+
+def hold_against(schema: Schema, setting: str, names: Iterable[str]) -> None:
+    """Hold names in this setting against the numeric features of the stream.
+
+    Raises:
+        ConfigError: one of them is none.
+    """
+    for name in names:
+        if name not in schema.numeric:
+            why = "it is categorical" if name in schema.categorical else "there is no such feature"
+            numeric = ", ".join(schema.numeric) or "none"
+            raise ConfigError(
+                f"{setting}.{name}: {why}; the numeric ones are {numeric}: take it out, or mend the name"
+            )

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from streamdet.config.section import Section, hold_against, repeated
+from streamdet.errors import ConfigError
 from streamdet.events import Schema
 
 StandIn = Literal["mean", "last", "zero", "reject"]
@@ -79,6 +80,11 @@ class Missing(Section):
         """Hold the names against the features of the stream.
 
         Raises:
-            ConfigError: one of them is no numeric feature.
+            ConfigError: one of them is no numeric feature, or there is none that the default could stand for.
         """
+        if not schema.numeric and self.changed("default"):
+            raise ConfigError(
+                f"input.missing.default: {self.default} does nothing, as there are no numeric features and a missing "
+                "category is a category of its own: leave it out"
+            )
         hold_against(schema, "input.missing.features", self.features)

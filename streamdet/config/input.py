@@ -101,6 +101,15 @@ class Input(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _entities_are_told_apart(self) -> Self:
+        if self.changed("max_entities") and self.entity is None:
+            raise ValueError(
+                "max_entities does nothing without entity: set entity to the field that names the device, card or "
+                "account, or leave max_entities out"
+            )
+        return self
+
     @field_validator("topics")
     @classmethod
     def _distinct(cls, topics: tuple[str, ...]) -> tuple[str, ...]:

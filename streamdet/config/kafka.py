@@ -39,6 +39,26 @@ class Security(Section):
             raise ValueError("give password or password_file, not both")
         return self
 
+    @model_validator(mode="after")
+    def _all_used(self) -> Self:
+        login = self.changed("mechanism", "username", "password", "password_file")
+        if login and not self.protocol.startswith("SASL"):
+            raise ValueError(
+                f"protocol {self.protocol} does not log in, and would not use {', '.join(login)}: set protocol to "
+                "SASL_SSL or SASL_PLAINTEXT, or leave them out"
+            )
+        files = self.changed("ca_file", "cert_file", "key_file")
+        if files and not self.protocol.endswith("SSL"):
+            raise ValueError(
+                f"protocol {self.protocol} does not encrypt, and would not use {', '.join(files)}: set protocol to SSL "
+                "or SASL_SSL, or leave them out"
+            )
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError(
+                "key_file without the certificate that it belongs to: set cert_file, or leave key_file out"
+            )
+        return self
+
     def secret(self) -> str | None:
         """The password from wherever it is kept.
 

@@ -42,7 +42,8 @@ class Learning(Section):
     lag: int = Field(
         10_000,
         ge=0,
-        description="Events between the start of a fine-tune and its adoption; at exactly that count.",
+        description="Events between the start of a fine-tune and its adoption, at exactly that count; at most half of "
+        "those to the next fine-tune.",
     )
     buffer: int = Field(
         2048,

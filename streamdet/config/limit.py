@@ -45,6 +45,14 @@ class Limit(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _trusted_by_its_rule(self) -> Self:
+        if self.contaminated and self.rule != "controlled":
+            raise ValueError(
+                f"contaminated does nothing under rule {self.rule}: set rule to controlled, or leave contaminated out"
+            )
+        return self
+
     @property
     def resolved(self) -> bool:
         """Whether enough of what the window remembers lies above the limit to read the quantile from it."""

@@ -33,11 +33,17 @@ class FeatureNoise(Section):
     )
 
     @model_validator(mode="after")
-    def _not_empty(self) -> Self:
+    def _range_not_empty(self) -> Self:
         low, high = self.range or (None, None)
         if low is not None and high is not None and not low <= high:
             raise ValueError(f"range is from the smallest to the largest value: {low:g} is above {high:g}")
         return self
+
+    @property
+    def idle(self) -> bool:
+        """Whether it holds nothing back and forbids nothing."""
+        excuses = self.changed("direction", "min_deviation", "min_relative_deviation")
+        return not excuses and self.range in (None, (None, None))
 
 
 class Noise(Section):
@@ -71,6 +77,23 @@ class Noise(Section):
         if self.k > self.n:
             raise ValueError(
                 f"k ({self.k}) of n ({self.n}) can never be: set n to {self.k} or more, or a smaller k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_counts(self) -> Self:
+        if self.k == 1 and self.n > 1:
+            raise ValueError(
+                f"n ({self.n}) does nothing with a k of 1, which alerts at once: set k to 2 or more, or leave n out"
+            )
+        if idle := [name for name, rule in self.features.items() if rule.idle]:
+            raise ValueError(
+                f"features: {', '.join(idle)}: holds nothing back and forbids nothing: set direction to up or down, a "
+                "minimum deviation or a bound of range, or take it out"
+            )
+        if self.changed("worse") and not self.cool_down_s:
+            raise ValueError(
+                "worse does nothing without a cool-down: set cool_down_s to its seconds, or leave worse out"
             )
         return self
 

@@ -9,9 +9,17 @@ from streamdet.events import Schema
 
 
 class Section(BaseModel):
-    """A part of the configuration."""
+    """A part of the configuration.
+
+    What would be given and do nothing is refused, as whoever gave it expects something of it; but never for a value
+    that is the default, which a file may spell out.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def changed(self, *settings: str) -> list[str]:
+        """Those of these settings that are not at their default."""
+        return [name for name in settings if getattr(self, name) != type(self).model_fields[name].default]
 
 
 def repeated(names: Sequence[str]) -> str:

@@ -66,6 +66,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _paced_by_its_delivery(self) -> Self:
+        idle = self.commit.changed("every_ms", "transaction_timeout_ms")
+        if idle and self.delivery == "at-least-once":
+            raise ValueError(
+                f"commit: {', '.join(idle)}: does nothing with delivery at-least-once, which publishes each batch at "
+                "once and without a transaction: set delivery to exactly-once, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_loop(self) -> Self:
         if self.input.topics:
             written = {"alerts.topic": self.alerts_topic, "dead_letters.topic": self.dead_letters_topic}

@@ -211,9 +211,8 @@ def test_held_back_and_published_are_the_candidates_and_nothing_else_changes(
 
 def test_a_rule_that_says_nothing_changes_nothing(tmp_path: Path) -> None:
     plain = judged(Group(tmp_path / "plain"), 10_000, {}, StopAfter())
-    idle = judged(
-        Group(tmp_path / "idle"), 10_000, {"features": {"temperature": {}}, "worse": 2.0}, StopAfter()
-    )
+    rules = {"features": {"temperature": {"range": [-1e9, 1e9]}}}
+    idle = judged(Group(tmp_path / "idle"), 10_000, rules, StopAfter())
     assert alerts_of(idle) == alerts_of(plain)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fakes import FakeSink, Group, StopAfter
+from fakes import FakeSink, Group, StopAfter, counted
 
 from streamdet.app import configured_schema
 from streamdet.checkpoint.format import digest
@@ -57,3 +57,18 @@ def test_batches_and_restarts_leave_no_trace(recording: Path, tmp_path: Path) ->
     ]
     assert len(kept) == 2
     assert kept_in_parts == kept
+
+
+@pytest.mark.parametrize("most", [60, 80, 300])  # of 77 customers and 89 terminals
+def test_entities_and_counterparts_that_had_to_leave_are_told_apart(
+    recording: Path, tmp_path: Path, most: int
+) -> None:
+    schema, given = configured_schema(parse({"input": INPUT}).input), {**INPUT, "max_entities": most}
+    worker = Group(tmp_path).worker(
+        RecordingSource([recording], 500), FakeSink(), schema=schema, input=given, learning={"enabled": False}
+    )
+    run(worker, StopAfter())
+    events = [msgspec.json.decode(line) for line in recording.read_bytes().splitlines()]
+    for name, key in (("entities", "customer"), ("counterparts", "terminal")):
+        distinct = len({event[key] for event in events})
+        assert (counted(worker, f"streamdet_{name}_evicted") > 0) == (distinct > most)

@@ -24,7 +24,7 @@ import numpy as np
 
 from streamdet.compiled import compiled
 from streamdet.events import Floats
-from streamdet.threshold.histogram import BINS, SCORE_MIN, moved, quantile
+from streamdet.threshold.histogram import BINS, SCORE_MIN, carried_over, quantile
 from streamdet.threshold.pareto import Tail, fitted, mean_beyond, quantile_of_tail
 from streamdet.threshold.rule import Rule
 from streamdet.threshold.slots import Slots
@@ -144,10 +144,10 @@ def rescale(own: Floats, where: Floats, rule: Rule) -> None:  # pragma: no cover
     if own[SCALE] == 0.0:
         return
     base = own[MEAN] + own[BASE]
-    base_after = moved(base, where)
+    base_after = carried_over(base, where)
     for k in range(RING, RING + min(int(own[COUNT]), rule.tail_size)):
-        own[k] = moved(base + own[k], where) - base_after
-    own[SCALE] = max(moved(base + own[SCALE], where) - base_after, SCALE_MIN * base_after)
+        own[k] = carried_over(base + own[k], where) - base_after
+    own[SCALE] = max(carried_over(base + own[SCALE], where) - base_after, SCALE_MIN * base_after)
     if rule.mean_step > 0.0:
-        own[MEAN] = moved(own[MEAN], where)
+        own[MEAN] = carried_over(own[MEAN], where)
     own[BASE] = base_after - own[MEAN]

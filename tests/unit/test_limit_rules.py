@@ -273,6 +273,20 @@ def test_a_rule_takes_over_what_another_one_kept(rule: Rule, other: Rule) -> Non
     assert 0.005 <= realised <= 0.02
 
 
+@pytest.mark.parametrize("rule", ["spot", "dspot"])
+def test_a_tail_that_was_kept_in_other_columns_begins_anew_behind_the_limit_that_there_was(
+    rule: Rule,
+) -> None:
+    rng = np.random.default_rng(11)
+    before = Limits(Limit(alert_rate=0.01, rule=rule))
+    judge(before, rng.exponential(1.0, 10_000))
+    state = before.state()
+    limits = Limits(Limit(alert_rate=0.01, rule=rule))
+    limits.restore({**state, rule: state[rule][:, 1:]})
+    assert limits.lane_limit == before.lane_limit
+    assert 0.005 <= judge(limits, rng.exponential(1.0, 20_000)).flagged.mean() <= 0.02
+
+
 def test_an_entity_has_a_tail_of_its_own_long_before_it_could_have_a_quantile() -> None:
     rng = np.random.default_rng(9)
     limits = Limits(Limit(alert_rate=1e-5, rule="spot"))

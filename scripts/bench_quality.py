@@ -25,7 +25,7 @@ import quality_metrics as metrics
 from bench_common import Figures, Never, say
 from quality_detector import OURS, Streamdet
 from quality_nab import PROFILES, NabCorpus, ScoredFile
-from quality_peers import Model, Scored, cached, left_out, peers
+from quality_peers import Model, Scored, cached, left_out, peers, too_slow
 from quality_stream import Stream
 from quality_streams import FAMILIES, MULTIVARIATE_SENSORS, normal_streams, streams
 from quality_tables import beside_peers, put, with_and_without
@@ -108,8 +108,9 @@ def _against_labels(given: argparse.Namespace) -> Figures:
         say(f"left out: {name} ({why})")
     results: list[Result] = []
     families: dict[str, Figures] = {}
+    slow: dict[str, str] = {}
     for family in _families(given):
-        mine = list(_of_family(given, family, models))
+        mine = list(_of_family(given, family, models, slow))
         if not mine:
             say(f"{family}: no recordings in {given.data}")
             continue
@@ -125,7 +126,7 @@ def _against_labels(given: argparse.Namespace) -> Figures:
     return {
         "quality": _by_stream(results),
         "families": families | {"all": everything},
-        "left_out": left_out(),
+        "left_out": left_out() | slow,
     }
 
 
@@ -138,10 +139,16 @@ def _write(document: Path, families: Mapping[str, Figures]) -> None:
         put(document, "scorers", with_and_without(families, OURS))
 
 
-def _of_family(given: argparse.Namespace, family: str, models: Sequence[Model]) -> Iterator[Result]:
+def _of_family(
+    given: argparse.Namespace, family: str, models: Sequence[Model], slow: dict[str, str]
+) -> Iterator[Result]:
+    """Run the models over the streams of a family; those that are too slow for one are told and put into `slow`."""
     say(f"{family:<36} {'':<24} {HEADER}")
     for stream in streams(given.data, family, whole=given.whole):
         for model in models:
+            if (why := too_slow(model, stream)) is not None:
+                say(f"{stream.name:<36} {model.name:<24} left out ({why})")
+                slow[f"{model.name} on {stream.name}"] = why
             if not model.suits(stream):
                 continue
             for seed in range(given.seeds if model.seeded else 1):

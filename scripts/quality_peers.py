@@ -2,8 +2,9 @@
 
 A static peer is fitted on the warm-up rows of a stream, without labels, and never again; its flags are the scores above
 the 99.5 % quantile of those rows. A streaming peer scores each row and learns it then; how it would flag is left open.
-All see the numbers of a stream only. MemStream alone is shown labels, as its authors do: it is named for it, and no
-comparison counts it among the peers.
+Two come from packages that are no dependency, and take part where the group `peers` is installed; they are slow, and
+left out by name of streams that would take them hours. All see the numbers of a stream only. MemStream alone is shown
+labels, as its authors do: it is named for it, and no comparison counts it among the peers.
 """
 
 import importlib
@@ -29,8 +30,9 @@ FOREST_TREES: Final = 100
 HST_TREES, HST_HEIGHT, HST_ROWS = 25, 8, 250
 EW_RATE: Final = 0.002
 RRCF_TREES, RRCF_ROWS = 40, 256
-# At about a hundred rows a second, longer streams would take hours.
-RRCF_STREAM_MAX: Final = 8_000
+# Longer streams would take these hours; how slow they are is told from so many rows of one.
+ROWS_MAX: Final[Mapping[str, int]] = {"xstream": 40_000, "rrcf": 8_000}
+TIMED_ROWS: Final = 512
 # How MemStream's authors set their memory for each data set: largest distance that is learnt, and rows.
 MEMSTREAM: Final[Mapping[str, tuple[float, int]]] = {
     "tabular/ionosphere/file": (0.001, 4),
@@ -90,8 +92,8 @@ class Peer:
     suiting: Callable[[Stream], bool] = lambda _: True
 
     def suits(self, stream: Stream) -> bool:
-        """Whether it can be run over this stream."""
-        return self.suiting(stream)
+        """Whether it can be run over this stream, and in a reasonable time."""
+        return self.suiting(stream) and len(stream) <= ROWS_MAX.get(self.name, len(stream))
 
     def run(self, stream: Stream, seed: int) -> Scored:
         """Scores of all rows."""
@@ -307,7 +309,7 @@ PEERS: Final = (
 # Package that a peer comes from, where it is no dependency of this project.
 OPTIONAL: Final = {
     "xstream": ("pysad", Peer("xstream", _xstream, seeded=True)),
-    "rrcf": ("rrcf", Peer("rrcf", _rrcf, seeded=True, suiting=lambda s: len(s) <= RRCF_STREAM_MAX)),
+    "rrcf": ("rrcf", Peer("rrcf", _rrcf, seeded=True)),
 }
 
 
@@ -324,13 +326,21 @@ def left_out() -> dict[str, str]:
     for name, (package, _) in OPTIONAL.items():
         try:
             importlib.import_module(package)
-        except ImportError as error:
-            reasons[name] = str(error)
+        except ImportError:
+            reasons[name] = f"{package} is not installed: uv sync --group peers"
     from river import anomaly
 
     if not hasattr(anomaly, "LODA"):
         reasons["loda"] = f"not in River {importlib.metadata.version('river')}"
     return reasons
+
+
+def too_slow(model: Model, stream: Stream) -> str | None:
+    """Why a model that would suit the stream is left out, by the pace of its first rows; None where it is not."""
+    if len(stream) <= ROWS_MAX.get(model.name, len(stream)):
+        return None
+    seconds = model.run(stream.taken(np.arange(TIMED_ROWS), f"{stream.name}/first"), seed=0).seconds
+    return f"too slow: {TIMED_ROWS / max(seconds, 1e-9):,.0f} rows/s"
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,8 @@ def count(
         metrics.rejected.labels(reject.reason).inc()
     for alert in alerts:
         metrics.alerts.labels(alert.severity).inc()
-    flagged = int(part.verdicts.flagged.sum())
-    metrics.flagged.inc(flagged)
-    metrics.realise(flagged, int(modes[Mode.READY] + modes[Mode.ENTITY]))
+    metrics.flagged.inc(int(part.verdicts.flagged.sum()))
+    metrics.realise(part.reached, int(modes[Mode.READY] + modes[Mode.ENTITY]))
     for cause, held_back in part.verdicts.held_back.items():
         metrics.held_back.labels(cause.label).inc(held_back)
     metrics.imputed.inc(int(np.isnan(part.decoded.events.numeric).sum()))
@@ -57,7 +56,9 @@ def show(
     for outcome, times in delivery.outcomes.items():
         metrics.commits.labels(outcome).set(times)
     metrics.entities.set(sum(len(kept.features.entities) for kept in lanes.values()))
-    metrics.evicted.set(sum(kept.features.evicted_total for kept in lanes.values()))
+    evicted = sum(kept.features.entities.evicted_total for kept in lanes.values())
+    metrics.evicted.set(evicted)
+    metrics.counterparts_evicted.set(sum(kept.features.evicted_total for kept in lanes.values()) - evicted)
     metrics.trains.set(learner is not None)
     if learner is not None:
         metrics.adopted.set(learner.adopted_total)

@@ -172,10 +172,10 @@ class Worker:
         for records, d, f, scores in zip(batch.parts, decoded, featured, raw, strict=True):
             lane = self.lanes[records.lane]
             verdicts = judge(scores, f.slots, f.fresh, lane.limits, alerting=lane.alerting)
-            explained = None
+            reached, explained = int(verdicts.flagged.sum()), None
             if lane.sieve is not None:
                 verdicts, explained = lane.sieve.sift(d.events, f, verdicts, lane.version)
-            parts.append(Part(records.lane, records, d, f, verdicts, lane.release, explained))
+            parts.append(Part(records.lane, records, d, f, verdicts, reached, lane.release, explained))
         return parts
 
     def publish(self, parts: Sequence[Part]) -> None:

@@ -246,7 +246,9 @@ class FsspecStore:
             except FileExistsError:
                 return False
             except Exception:
-                # S3 answers a conflict, not that it exists, where two create an object at the same moment.
+                # Where two create an object at the same moment, S3 answers a conflict, not that it exists, and what
+                # that is raised as is for the library of each store to choose. Nothing is hushed up: unless the object
+                # is there now, it goes on.
                 if self._file_system.exists(self._path(name)):
                     return False
                 raise

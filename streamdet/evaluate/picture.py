@@ -127,9 +127,9 @@ def _scores(axes: "Axes", x: NDArray[np.generic], b: Buckets, theme: Theme, *, l
             look = {"marker": shape, "color": colour, "edgecolors": theme.ground, "linewidths": 0.6}
             axes.scatter(x[at], y[at], s=34, zorder=5, label=label, **look)  # type: ignore[arg-type]
     if not b.scored.all() and b.scored.any():
-        axes.axvspan(
-            x[0], x[int(b.scored.argmax())], color=theme.faint, alpha=0.5, linewidth=0, label="no model yet"
-        )
+        # Up to the last one without a score: what is outside a hard range has one before the first model.
+        end = min(int(np.flatnonzero(~b.scored)[-1]) + 1, len(x) - 1)
+        axes.axvspan(x[0], x[end], color=theme.faint, alpha=0.5, linewidth=0, label="no model yet")
     axes.grid(visible=True, axis="y", color=theme.faint, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_ylim(SCORE_LOW, 1.6 * float(np.nanmax(np.concatenate([highest, b.limit, [10.0]]))))

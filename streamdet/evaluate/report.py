@@ -21,6 +21,8 @@ PAGE: Final = "report.html"
 PICTURE: Final = "timeline.png"
 SUMMARY: Final = "summary.json"
 
+# Where the summary of a replay counts what was over what is usual and no alert, by the reason.
+HELD_BACK: Final = "held_back"
 # More features would not fit beside each other, and the first ones carry nearly all of the score.
 FEATURES_SHOWN: Final = 3
 # What the title says, in this order: key of the summary, and how it reads.
@@ -57,8 +59,8 @@ def write_report(
 
     Args:
         directory: where to; made if it is absent.
-        summary: what the run found; mappings in it are shown as if their keys stood beside it. `title`, if there
-            is one, begins the headline.
+        summary: what the run found; mappings in it are shown as if their keys stood beside it, `held_back` in a table
+            of its own. `title`, if there is one, begins the headline.
         timeline: the stream to draw.
         alerts: the newest ones in the order in which they came, of which the page lists all.
 
@@ -123,11 +125,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
 def _page(
     headline: str, light: bytes, dark: bytes, summary: Mapping[str, Any], alerts: Sequence[Alert]
 ) -> str:
-    facts = "\n".join(
-        f"<tr><th>{escape(key.replace('_', ' '))}</th><td>{escape(_shown(value))}</td></tr>"
-        for key, value in _facts(summary)
-        if key != "title"
-    )
+    facts = {key: value for key, value in summary.items() if key not in ("title", HELD_BACK)}
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -142,16 +140,36 @@ def _page(
 <source media="(prefers-color-scheme: dark)" srcset="{_inline(dark)}">
 <img src="{_inline(light)}" alt="Scores against the limit over time, with alerts: {escape(headline)}">
 </picture>
-<p class="soft">An event is flagged where its raw score, -ln p, reaches the limit in force at that moment;
-score = raw score / limit. Neighbouring events share a column: peaks, alerts and anomalies are all there.</p>
+<p class="soft">An event alerts where its raw score, -ln p, reaches the limit in force at that moment and no noise rule
+holds it back (reason limit), or where a value lies outside its hard range (reason range): whatever the model says, its
+raw score is then raised to the limit. Score = raw score / limit. Neighbouring events share a column: peaks, alerts and
+anomalies are all there.</p>
 {_alerts(alerts)}
+{_held_back(summary.get(HELD_BACK, {}))}
 <h2>Summary</h2>
-<table>
-{facts}
-</table>
+{_table(facts)}
 </body>
 </html>
 """
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    rows = "\n".join(
+        f"<tr><th>{escape(key.replace('_', ' '))}</th><td>{escape(_shown(value))}</td></tr>"
+        for key, value in _facts(facts)
+    )
+    return f"<table>\n{rows}\n</table>"
+
+
+def _held_back(counts: Mapping[str, int]) -> str:
+    """How many events were over what is usual and are no alerts, by the reason; nothing where there are none."""
+    some = {reason: n for reason, n in counts.items() if n}
+    if not some:
+        return ""
+    return f"""<h2>Held back</h2>
+<p class="soft">Events over what is usual that are no alerts, by the reason: a rule of noise, or the excursion that the
+limit has flagged before.</p>
+{_table(some)}"""
 
 
 def _inline(png: bytes) -> str:
@@ -164,7 +182,8 @@ def _alerts(alerts: Sequence[Alert]) -> str:
     rows = "\n".join(_alert(alert) for alert in reversed(alerts))
     return f"""<h2>The {len(alerts):,} newest alerts</h2>
 <div class="scroll"><table>
-<tr><th>event time</th><th>entity</th><th>score</th><th>severity</th><th>share, feature, actual (expected)</th></tr>
+<tr><th>event time</th><th>entity</th><th>score</th><th>severity</th><th>reason</th>
+<th>share, feature, actual (expected)</th><th>confidence</th></tr>
 {rows}
 </table></div>"""
 
@@ -177,8 +196,19 @@ def _alert(alert: Alert) -> str:
     )
     return (
         f'<tr><td title="{escape(alert.id)}">{escape(alert.event_time)}</td><td>{escape(alert.entity or "")}</td>'
-        f'<td class="n">{alert.score:.2f}</td><td>{escape(alert.severity)}</td><td>{features}</td></tr>'
+        f'<td class="n">{alert.score:.2f}</td><td>{escape(alert.severity)}</td><td>{escape(alert.reason)}</td>'
+        f"<td>{features}</td><td>{_confidence(alert)}</td></tr>"
     )
+
+
+def _confidence(alert: Alert) -> str:
+    """What the alert rests on, and the first of the features that were missing."""
+    imputed = [feature.name for feature in alert.features if feature.imputed]
+    if not imputed:
+        return f"{alert.confidence:.0%}"
+    more = len(imputed) - FEATURES_SHOWN
+    told = ", ".join(imputed[:FEATURES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return f'{alert.confidence:.0%} <span class="soft">imputed: {escape(told)}</span>'
 
 
 def _shown(value: object) -> str:

@@ -17,7 +17,7 @@ HALF_LIFE = 5_000.0
 _GROWTH = 2.0 ** (1.0 / HALF_LIFE)
 _WEIGHT_MAX = 1e12
 # Places in the totals array.
-_TOTAL, _WEIGHT, _USUAL = 0, 1, 2
+_TOTAL, _WEIGHT, _MOST_FREQUENT = 0, 1, 2
 
 
 class Rarity:
@@ -30,40 +30,40 @@ class Rarity:
         self._totals = np.array([0.0, 1.0, -1.0])
 
     def transform(self, values: Sequence[str | None]) -> tuple[Floats, Ints]:
-        """For n values in order, each from the values before it: rarity in nats, and code of the usual value, (n,)."""
+        """For n values in order, each from those before it: rarity in nats, and code of the most frequent one, (n,)."""
         out = np.empty(len(values))
-        usual = np.empty(len(values), np.int64)
+        most_frequent = np.empty(len(values), np.int64)
         codes = np.empty(len(values), np.int64)
         start = 0
         for i, value in enumerate(values):
             code = self._codes.get(value)
             if code is None:
                 # Settled first: the events before do not know of this value, and how many are known counts.
-                self._count(codes[start:i], out[start:i], usual[start:i])
+                self._count(codes[start:i], out[start:i], most_frequent[start:i])
                 start = i
                 if len(self._codes) >= self._max:
-                    self._keep_frequent_half(usual[:i])
+                    self._keep_frequent_half(most_frequent[:i])
                 code = len(self._codes)
                 self._codes[value] = code
                 self._make_room(code)
             codes[i] = code
-        self._count(codes[start:], out[start:], usual[start:])
-        return out, usual
+        self._count(codes[start:], out[start:], most_frequent[start:])
+        return out, most_frequent
 
     def value(self, code: int) -> str | None:
         """The value of a code that the last call of `transform` gave; None for -1, which is before any value."""
         return list(self._codes)[code] if code >= 0 else None
 
-    def _count(self, codes: Ints, out: Floats, usual: Ints) -> None:
+    def _count(self, codes: Ints, out: Floats, most_frequent: Ints) -> None:
         if len(codes):
             missing = self._codes.get(None, -1)
-            _rarities(codes, self._counts, self._totals, len(self._codes), missing, out, usual)
+            _rarities(codes, self._counts, self._totals, len(self._codes), missing, out, most_frequent)
 
     def _make_room(self, code: int) -> None:
         if code >= len(self._counts):
             self._counts = np.concatenate([self._counts, np.zeros(len(self._counts))])
 
-    def _keep_frequent_half(self, usual: Ints) -> None:
+    def _keep_frequent_half(self, most_frequent: Ints) -> None:
         """Drop the rarer values; codes change, also those given out for events before."""
         counts = self._counts[: len(self._codes)]
         kept = np.sort(np.argsort(-counts, kind="stable")[: self._max // 2])
@@ -71,8 +71,8 @@ class Rarity:
         self._codes = {value: position[code] for value, code in self._codes.items() if code in position}
         self._counts = np.concatenate([counts[kept], np.zeros(len(self._counts) - len(kept))])
         self._totals[_TOTAL] = self._counts.sum()
-        self._totals[_USUAL] = position.get(int(self._totals[_USUAL]), -1)
-        usual[:] = [position.get(code, -1) for code in usual.tolist()]
+        self._totals[_MOST_FREQUENT] = position.get(int(self._totals[_MOST_FREQUENT]), -1)
+        most_frequent[:] = [position.get(code, -1) for code in most_frequent.tolist()]
 
     def state(self) -> State:
         """Values in the order of their codes, and their counts."""
@@ -91,7 +91,7 @@ class Rarity:
 
 @compiled
 def _rarities(
-    codes: Ints, counts: Floats, totals: Floats, values: int, missing: int, out: Floats, usual: Ints
+    codes: Ints, counts: Floats, totals: Floats, values: int, missing: int, out: Floats, most_frequent: Ints
 ) -> None:  # pragma: no cover
     for i in range(len(codes)):
         code = codes[i]
@@ -99,10 +99,10 @@ def _rarities(
         count = counts[code] / weight
         total = totals[_TOTAL] / weight
         out[i] = -np.log((count + 0.5) / (total + 0.5 * (values + 1)))
-        usual[i] = int(totals[_USUAL])
+        most_frequent[i] = int(totals[_MOST_FREQUENT])
         counts[code] += weight
-        if code != missing and (usual[i] < 0 or counts[code] > counts[usual[i]]):
-            totals[_USUAL] = code
+        if code != missing and (most_frequent[i] < 0 or counts[code] > counts[most_frequent[i]]):
+            totals[_MOST_FREQUENT] = code
         totals[_TOTAL] += weight
         totals[_WEIGHT] = weight * _GROWTH
         if totals[_WEIGHT] > _WEIGHT_MAX:

@@ -104,11 +104,11 @@ def _planted(rows: Rows, model: ModelVersion) -> Rows:
     low, high = np.quantile(values[:, :features], [0.05, 0.95], axis=0)
     least = model.scaler.spread.numpy()[:features]
     spread = np.where(high > low, (high - low) / 3.29, least)  # 3.29: of a normal distribution
-    moved = (direction * PLANTED_SPREADS * spread[column]).astype(np.float32)
-    values[number, column] += moved
+    displacement = (direction * PLANTED_SPREADS * spread[column]).astype(np.float32)
+    values[number, column] += displacement
     means = np.flatnonzero(column < numeric)
     for k, step in enumerate(RECENT_STEPS):
-        values[means, features + k * numeric + column[means]] += np.float32(step) * moved[means]
+        values[means, features + k * numeric + column[means]] += np.float32(step) * displacement[means]
     if model.preset == "transactions":
         values[:, features + 2 * numeric + AMOUNT] *= PLANTED_TIMES
     return Rows(values, rows.imputed)

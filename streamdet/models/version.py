@@ -30,7 +30,7 @@ SURPRISE_MIN = 1e-6
 # others that go up and down would never be named.
 MOVES = 1.0
 # Where no scorer finds anything, all columns that were there share alike.
-SHARE_MIN = 1e-9
+EQUAL_SHARE = 1e-9
 
 Row32 = NDArray[np.float32]
 
@@ -230,7 +230,7 @@ class _Scoring:
         velocity = self._members["velocity"].scorer if "velocity" in self._members else None
         history = block.history if isinstance(velocity, Velocity) else block.history[:, :0]
         moved = self._moved(block)
-        whole = functional.pad(SHARE_MIN * block.seen[:, : self._columns], (0, history.shape[1]))
+        whole = functional.pad(EQUAL_SHARE * block.seen[:, : self._columns], (0, history.shape[1]))
         for name, member in self._members.items():
             parts = member.scorer.parts(block)
             if parts is None:

@@ -26,7 +26,9 @@ class Metrics:
         self.rejected = Counter("streamdet_records_rejected", "Records dead-lettered", ["reason"], registry=r)
         self.alerts = Counter("streamdet_alerts", "Alerts published", ["severity"], registry=r)
         self.flagged = Counter(
-            "streamdet_events_flagged", "Events at or over their limit, and not held back", registry=r
+            "streamdet_events_flagged",
+            "Events that are alerts: at or over their limit and not held back, or outside a hard range",
+            registry=r,
         )
         self.held_back = Counter(
             "streamdet_events_held_back",
@@ -43,8 +45,11 @@ class Metrics:
             "Values of another type than their field's, taken as missing",
             registry=r,
         )
-        self.evicted = Gauge(
-            "streamdet_entities_evicted", "Entities and counterparts that made room for others", registry=r
+        self.evicted = Gauge("streamdet_entities_evicted", "Entities that made room for others", registry=r)
+        self.counterparts_evicted = Gauge(
+            "streamdet_counterparts_evicted",
+            "Counterparts of transactions that made room for others",
+            registry=r,
         )
         self.entities = Gauge("streamdet_entities", "Entities kept", registry=r)
         self.device = Gauge("streamdet_device_info", "What the model runs on", ["device"], registry=r)
@@ -65,7 +70,8 @@ class Metrics:
         )
         self.realised_rate = Gauge(
             "streamdet_alert_rate_realised",
-            "Share of the newest events judged against a limit that were flagged; NaN before the first",
+            "Share of the newest events judged against a limit that reached it, held back as noise or not; NaN before "
+            "the first",
             registry=r,
         )
         self.realised_rate.set(math.nan)
@@ -99,21 +105,21 @@ class Metrics:
         )
         self.events = 0  # judged for the first time
         self._recent_events = math.inf
-        self._limited = self._flagged = 0.0  # by events that weigh 1/e so many later
+        self._limited = self._reached = 0.0  # by events that weigh 1/e so many later
 
     def ask(self, alert_rate: float) -> None:
         """Say which share of normal events is to be flagged."""
         self.asked_rate.set(alert_rate)
         self._recent_events = ALERTS_TOLD_FROM / alert_rate
 
-    def realise(self, flagged: int, limited: int) -> None:
-        """Count events that were judged against a limit, and of them those that were flagged."""
+    def realise(self, reached: int, limited: int) -> None:
+        """Count events that were judged against a limit, and of them those that reached it."""
         if limited == 0:
             return
         kept = math.exp(-limited / self._recent_events)
         self._limited = kept * self._limited + limited
-        self._flagged = kept * self._flagged + flagged
-        self.realised_rate.set(self._flagged / self._limited)
+        self._reached = kept * self._reached + reached
+        self.realised_rate.set(self._reached / self._limited)
 
     def drop_lane(self, lane: LaneId) -> None:
         """Stop showing a lane that is another worker's now."""

@@ -22,7 +22,8 @@ from streamdet.threshold.slots import Slots
 # The one column of `Slots.own`: the level against the asked rate, less 1, so that an empty slot has the asked one.
 LEVEL: Final = 0
 
-STEP: Final = 0.1
+# How far a flag moves the level, in asked rates.
+LEVEL_STEP: Final = 0.1
 LEVEL_MIN: Final = 0.1
 LEVEL_MAX: Final = 4.0
 
@@ -30,7 +31,7 @@ LEVEL_MAX: Final = 4.0
 @compiled
 def move_level(missed: bool, own: Floats, rule: Rule) -> None:  # pragma: no cover - compiled
     """Move the level by one score."""
-    level = 1.0 + own[LEVEL] + STEP * (rule.rate - (1.0 if missed else 0.0))
+    level = 1.0 + own[LEVEL] + LEVEL_STEP * (rule.rate - (1.0 if missed else 0.0))
     own[LEVEL] = min(max(level, LEVEL_MIN), LEVEL_MAX) - 1.0
 
 

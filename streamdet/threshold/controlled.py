@@ -86,12 +86,12 @@ def control(score: float, slot: int, rule: Rule, kept: Slots) -> None:  # pragma
         if score <= kept.cut[slot]:
             at = kept.low[slot] * kept.factor_apart[slot]
             flagged = score >= kept.limit[slot]
-            kept.factor_apart[slot] = _moved(kept.factor_apart[slot], flagged, at > floor, rule)
+            kept.factor_apart[slot] = _factor_after(kept.factor_apart[slot], flagged, at > floor, rule)
         return
     at = kept.high[slot] * kept.factor[slot]
     over = score >= max(at, floor)
     flagged = over and score >= kept.limit[slot]
-    kept.factor[slot] = _moved(kept.factor[slot], flagged, at > floor, rule)
+    kept.factor[slot] = _factor_after(kept.factor[slot], flagged, at > floor, rule)
     if over:
         kept.flags[slot] += flagged
         kept.worst[slot] = max(kept.worst[slot], score)
@@ -108,7 +108,9 @@ def control(score: float, slot: int, rule: Rule, kept: Slots) -> None:  # pragma
 
 
 @compiled
-def _moved(factor: float, up: bool, may_fall: bool, rule: Rule) -> float:  # pragma: no cover - compiled
+def _factor_after(
+    factor: float, up: bool, may_fall: bool, rule: Rule
+) -> float:  # pragma: no cover - compiled
     """A factor after one score. On the floor it doesn't fall on, or it would have to come back all the way."""
     if up:
         return min(factor * rule.rise, FACTOR_MAX)

@@ -97,15 +97,15 @@ def places(before: Floats, after: Floats) -> Floats:
     """
     old, new = (np.log(np.maximum(np.sort(scores), SCORE_MIN)) for scores in (before, after))
     middle = LOG_LOW + LOG_WIDTH * (np.arange(BINS) + 0.5)
-    moved = np.interp(middle, old, new)
-    moved = np.where(middle >= old[-1], middle + new[-1] - old[-1], moved)
-    moved = np.where(middle <= old[0], middle + new[0] - old[0], moved)
-    where: Floats = np.clip((moved - LOG_LOW) / LOG_WIDTH - 0.5, 0.0, BINS - 1.001)
+    mapped = np.interp(middle, old, new)
+    mapped = np.where(middle >= old[-1], middle + new[-1] - old[-1], mapped)
+    mapped = np.where(middle <= old[0], middle + new[0] - old[0], mapped)
+    where: Floats = np.clip((mapped - LOG_LOW) / LOG_WIDTH - 0.5, 0.0, BINS - 1.001)
     return where
 
 
 @compiled
-def moved(score: float, where: Floats) -> float:  # pragma: no cover - compiled
+def carried_over(score: float, where: Floats) -> float:  # pragma: no cover - compiled
     """Where a score lies on a new scale, between the places of the two bins whose middles are nearest."""
     position = (np.log(max(score, SCORE_MIN)) - LOG_LOW) / LOG_WIDTH - 0.5
     position = min(max(position, 0.0), BINS - 1.001)
@@ -121,11 +121,11 @@ def move(histogram: Histogram, where: Floats) -> None:  # pragma: no cover - com
     `where` has a place, counted in bins of this histogram, for each of its bins.
     """
     last = len(histogram) - 1
-    moved = np.zeros(len(histogram))
+    after = np.zeros(len(histogram))
     for j in range(len(histogram)):
         if histogram[j] > 0.0:
             low = min(int(where[j]), last - 1)
             share = min(where[j] - low, 1.0)
-            moved[low] += histogram[j] * (1.0 - share)
-            moved[low + 1] += histogram[j] * share
-    histogram[:] = moved
+            after[low] += histogram[j] * (1.0 - share)
+            after[low + 1] += histogram[j] * share
+    histogram[:] = after

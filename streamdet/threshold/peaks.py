@@ -13,8 +13,9 @@ every 64 scores, and the limit is that tail's quantile for the asked rate, wheth
   the true tail is then a fixed point. How many are missing is counted, and believed within narrow bounds around what
   was asked for; what lies too far out for this tail is not counted. *Against:* a token bucket as under `rolling`,
   through which frequent anomalies become a part of the tail that is extrapolated.
-- Where more than a quarter of the window lay beyond the limit, that is no incident any more: the rule starts again,
-  from two inner quantiles of the histogram, which takes all scores.
+- Where the share beyond the limit has been several times the asked one for half a window, that is no incident any more:
+  the rule starts again, from two outer quantiles of the histogram, which takes all scores. *Against:* a share of the
+  window, which one long incident reaches in a row, and a step in a tenth of the scores never.
 """
 
 import math
@@ -24,14 +25,14 @@ import numpy as np
 
 from streamdet.compiled import compiled
 from streamdet.events import Floats
-from streamdet.threshold.histogram import BINS, SCORE_MIN, moved, quantile
+from streamdet.threshold.histogram import BINS, SCORE_MIN, carried_over, quantile
 from streamdet.threshold.pareto import Tail, fitted, mean_beyond, quantile_of_tail
 from streamdet.threshold.rule import Rule
 from streamdet.threshold.slots import Slots
 
 # Columns of `Slots.own`: excesses so far, moving mean (0 under spot), base over it, scale and shape of the tail, share
-# of scores beyond the limit without anomalies, and with them. The scale is 0 before the first refresh. Then, as a
-# ring, the newest excesses.
+# of scores beyond the limit without anomalies, share of the latest ones with them, for how many scores that has been
+# too much. The scale is 0 before the first refresh. Then, as a ring, the newest excesses.
 COUNT: Final = 0
 MEAN: Final = 1
 BASE: Final = 2
@@ -39,7 +40,8 @@ SCALE: Final = 3
 SHAPE: Final = 4
 BEYOND: Final = 5
 OVER: Final = 6
-RING: Final = 7
+LASTED: Final = 7
+RING: Final = 8
 
 # Fewer excesses are not fitted: the tail is that of the start.
 FITTED_MIN: Final = 32
@@ -53,8 +55,15 @@ BEYOND_MIN: Final = 0.5
 BEYOND_MAX: Final = 1.5
 # What the tail itself would reach so much more rarely than the limit is an anomaly, and says nothing of that share.
 RARER: Final = 1 / 20
-# What is too much beyond the limit to be an incident.
-RESTART_SHARE: Final = 0.25
+# It starts again where the share beyond the limit, told from about this part of a window, is over so many times the
+# asked one, within bounds, for so long a part of a window.
+OVER_WINDOW: Final = 1 / 8
+OVER_PER_RATE: Final = 5.0
+OVER_MIN: Final = 0.05
+OVER_MAX: Final = 0.25
+LASTING: Final = 0.5
+# Then from two quantiles of what lies furthest out: where the tail begins, and this share of it.
+RESTART_FAR: Final = 1 / 4
 # A tail is no shorter than this share of the score where it begins: a machine that stands still has none.
 SCALE_MIN: Final = 0.01
 
@@ -69,9 +78,8 @@ def take_in(
     residual = score - own[MEAN]
     excess = residual - own[BASE]
     counting = 1.0 / max(rule.window, BEYOND_SCORES / rule.rate)
-    own[OVER] -= own[OVER] / rule.window
+    _count_over(score >= limit, own, rule)
     if score >= limit:
-        own[OVER] += 1.0 / rule.window
         tail = Tail(own[SCALE], own[SHAPE])
         if excess < quantile_of_tail(tail, RARER * rule.rate / rule.tail_share):
             own[BEYOND] += counting
@@ -90,26 +98,43 @@ def take_in(
 
 
 @compiled
+def _count_over(over: bool, own: Floats, rule: Rule) -> None:  # pragma: no cover - compiled
+    """Tell the share beyond the limit, and for how long it has been too large.
+
+    It is held to twice what is too large, so that an incident, all of whose scores are beyond, is soon forgotten.
+    """
+    too_much = min(max(OVER_PER_RATE * rule.rate, OVER_MIN), OVER_MAX)
+    share = own[OVER] + ((1.0 if over else 0.0) - own[OVER]) / (OVER_WINDOW * rule.window)
+    own[OVER] = min(share, 2.0 * too_much)
+    own[LASTED] = max(own[LASTED] + (1.0 if own[OVER] > too_much else -1.0), 0.0)
+
+
+@compiled
 def refresh(slot: int, total: float, rule: Rule, kept: Slots) -> None:  # pragma: no cover - compiled
     """Fit the tail anew, or start, where the histogram of the slot weighs `total`."""
     own = kept.own[slot]
-    if own[SCALE] == 0.0 or own[OVER] > RESTART_SHARE:
-        _start(slot, total, rule, kept)
+    if own[SCALE] == 0.0:
+        _start(slot, total, START_NEAR, START_FAR, rule, kept)
+    elif own[LASTED] > LASTING * rule.window:
+        _start(slot, total, rule.tail_share, RESTART_FAR * rule.tail_share, rule, kept)
     else:
         _fit(own, rule)
     kept.high[slot] = limit_of(kept.limit[slot], own, rule)
 
 
 @compiled
-def _start(slot: int, total: float, rule: Rule, kept: Slots) -> None:  # pragma: no cover - compiled
+def _start(
+    slot: int, total: float, near_share: float, far_share: float, rule: Rule, kept: Slots
+) -> None:  # pragma: no cover - compiled
+    """Begin with an exponential tail through the two quantiles that these shares of all scores lie above."""
     histogram, own = kept.histogram[slot], kept.own[slot]
-    near = quantile(histogram, BINS, START_NEAR * total)
-    far = quantile(histogram, BINS, START_FAR * total)
+    near = quantile(histogram, BINS, near_share * total)
+    far = quantile(histogram, BINS, far_share * total)
     own[:] = 0.0
     if rule.mean_step > 0.0:
         own[MEAN] = quantile(histogram, BINS, 0.5 * total)
-    scale = max((far - near) / math.log(START_NEAR / START_FAR), SCALE_MIN * far)
-    own[BASE] = far + scale * math.log(START_FAR / rule.tail_share) - own[MEAN]
+    scale = max((far - near) / math.log(near_share / far_share), SCALE_MIN * far)
+    own[BASE] = far + scale * math.log(far_share / rule.tail_share) - own[MEAN]
     own[SCALE] = scale
     own[BEYOND] = rule.rate
 
@@ -144,10 +169,10 @@ def rescale(own: Floats, where: Floats, rule: Rule) -> None:  # pragma: no cover
     if own[SCALE] == 0.0:
         return
     base = own[MEAN] + own[BASE]
-    base_after = moved(base, where)
+    base_after = carried_over(base, where)
     for k in range(RING, RING + min(int(own[COUNT]), rule.tail_size)):
-        own[k] = moved(base + own[k], where) - base_after
-    own[SCALE] = max(moved(base + own[SCALE], where) - base_after, SCALE_MIN * base_after)
+        own[k] = carried_over(base + own[k], where) - base_after
+    own[SCALE] = max(carried_over(base + own[SCALE], where) - base_after, SCALE_MIN * base_after)
     if rule.mean_step > 0.0:
-        own[MEAN] = moved(own[MEAN], where)
+        own[MEAN] = carried_over(own[MEAN], where)
     own[BASE] = base_after - own[MEAN]

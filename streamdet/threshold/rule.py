@@ -25,7 +25,7 @@ FLAGGED_MAX: Final = 1.5
 RESOLVED_SHARE: Final = 0.95
 
 # The controlled rule: how far a flag moves the factor, in logarithms.
-STEP: Final = 0.05
+FACTOR_STEP: Final = 0.05
 # An excursion is over after so many scores below the limit.
 PAUSE_MAX: Final = APART
 PAUSE_NOMINAL: Final = 100
@@ -78,8 +78,8 @@ def rule_of(settings: Limit, *, nominal: bool) -> Rule:
         growth=math.exp(1.0 / settings.window),
         nominal=-math.log(rate) if nominal else math.nan,
         enough=enough,
-        rise=math.exp(STEP * (1.0 - rate)),
-        fall=math.exp(-STEP * rate),
+        rise=math.exp(FACTOR_STEP * (1.0 - rate)),
+        fall=math.exp(-FACTOR_STEP * rate),
         pause=max(1, min(PAUSE_NOMINAL if nominal else PAUSE_MAX, int(PAUSE_RATE / rate))),
         run=1 if nominal else RUN_MAX,
         contaminated=settings.contaminated,

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes import QUICK, SENSORS, FakeSink, FakeSource, StopAfter, readings, worker_over
+from fakes import QUICK, SENSORS, FakeSink, FakeSource, StopAfter, counted, readings, worker_over
 
 from streamdet.config import parse
 from streamdet.events import Alert
@@ -58,3 +58,35 @@ def test_the_metrics_say_the_asked_and_the_realised_rate(rule: str) -> None:
     # 2,000 events later one weighs 1/e, so that of these the last ones count for more, but none for less than a sixth.
     assert shown("streamdet_alert_rate_realised") == pytest.approx(sum(flagged) / sum(limited), rel=0.5)
     assert 0.0 < shown("streamdet_alert_rate_realised") < 3 * ASKED
+
+
+def realised(values: list[bytes | None], noise: dict[str, Any]) -> tuple[float, int, int]:
+    """The realised rate that the metrics tell after these values, how many alerts there were, and by a range."""
+    source, sink = FakeSource({SENSORS: values}, per_poll=250), FakeSink()
+    # A model that learns from other rows, without those outside a hard range, gives other scores.
+    learning = {**QUICK["learning"], "enabled": False}
+    worker = worker_over(source, sink, **{**settings("controlled"), "learning": learning}, noise=noise)
+    run(worker, StopAfter())
+    assert counted(worker, "streamdet_events_flagged_total") == len(sink.alerts)
+    by_range = sum(alert.reason == "range" for alert in sink.alerts)
+    return counted(worker, "streamdet_alert_rate_realised"), len(sink.alerts), by_range
+
+
+def test_the_realised_rate_is_that_of_the_limit_whatever_noise_rules_make_of_it() -> None:
+    values = readings(4_000, seed=4, spikes=range(2_000, 4_000, 97))
+    plain, alerts, _ = realised(values, {})
+    assert plain > ASKED / 2
+    held_back, fewer, _ = realised(values, {"cool_down_s": 1_000_000, "worse": 1_000})
+    assert fewer < alerts / 3
+    assert held_back == plain
+
+
+def test_what_is_outside_a_hard_range_and_below_the_limit_has_not_reached_it() -> None:
+    values = readings(4_000, seed=4)
+    for i in range(2_000, 4_000, 10):  # more than there has been before, and soon nothing strange
+        values[i] = msgspec.json.encode({**msgspec.json.decode(values[i] or b""), "flow": 13.0})
+    plain, alerts, _ = realised(values, {})
+    ranged, more, by_range = realised(values, {"features": {"flow": {"range": [None, 12.99]}}})
+    assert by_range == 200
+    assert more > alerts + 100
+    assert ranged == plain

@@ -99,7 +99,7 @@ def measure() -> list[int]:
         source,
         FakeSink(),
         observers=[memory],
-        input={"max_entities": 1_000},
+        input={"entity": "device", "max_entities": 1_000},
         limit={"alert_rate": 0.001, "window": 10_000},
         learning={"warmup": 1_000, "every": 20_000, "lag": 10_000},
     )

@@ -149,6 +149,6 @@ def test_what_is_out_of_the_question_alerts_and_stands_for_no_missing_value(
 
 def test_a_name_that_is_no_numeric_feature_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="pressur: there is no such numeric feature; there are temperature, pressure"
+        ConfigError, match="pressur: there is no such feature; the numeric ones are temperature, pressure"
     ):
         Judged(tmp_path, station(), missing={"features": {"pressur": "last"}})

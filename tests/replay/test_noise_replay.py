@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -111,6 +112,24 @@ def test_a_hard_range_alerts_in_the_warm_up_and_says_so(tmp_path: Path) -> None:
     assert warming.score >= 1.0
 
 
+def test_the_report_says_why_each_alert_is_one_and_how_many_are_none(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    rule = "noise: {features: {pressure: {direction: up, range: [0, 8]}}}"
+    config.write_text(textwrap.dedent(BEGINNING) + rule)
+    recording = pumps(tmp_path, {20: 8.1, 800: 1.0, 1_200: 5.0})
+    rows = recording.read_text().splitlines()
+    rows[701] = rows[701].rpartition(",")[0] + ","  # one value is missing
+    recording.write_text("\n".join(rows) + "\n")
+    summary = replay(Replay([recording], report=tmp_path / "report"), load(config), StopAfter())
+    page = (tmp_path / "report" / "report.html").read_text()
+    reasons = re.findall(r"<td>(limit|range)</td>", page)
+    assert reasons == ["limit", "range"]  # newest first
+    assert len(reasons) == summary["alerts"]
+    held_back = page.partition("<h2>Held back</h2>")[2].partition("<h2>")[0]
+    assert f"<tr><th>direction</th><td>{summary['held_back']['direction']}</td></tr>" in held_back
+    assert summary["held_back"]["direction"] > 0
+
+
 def test_a_range_alert_names_the_feature_outside_first() -> None:
     values = readings(900)
     fields = msgspec.json.decode(values[800] or b"")
@@ -211,9 +230,8 @@ def test_held_back_and_published_are_the_candidates_and_nothing_else_changes(
 
 def test_a_rule_that_says_nothing_changes_nothing(tmp_path: Path) -> None:
     plain = judged(Group(tmp_path / "plain"), 10_000, {}, StopAfter())
-    idle = judged(
-        Group(tmp_path / "idle"), 10_000, {"features": {"temperature": {}}, "worse": 2.0}, StopAfter()
-    )
+    rules = {"features": {"temperature": {"range": [-1e9, 1e9]}}}
+    idle = judged(Group(tmp_path / "idle"), 10_000, rules, StopAfter())
     assert alerts_of(idle) == alerts_of(plain)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fakes import FakeSink, Group, StopAfter
+from fakes import FakeSink, Group, StopAfter, counted
 
 from streamdet.app import configured_schema
 from streamdet.checkpoint.format import digest
@@ -157,3 +157,18 @@ def test_a_card_that_has_always_paid_by_day_is_noticed_at_night(tmp_path: Path) 
     for first in told[3.0].values():
         assert first.name == "time_of_day of customer"
         assert str(first.actual).startswith("03:")
+
+
+@pytest.mark.parametrize("most", [60, 80, 300])  # of 77 customers and 89 terminals
+def test_entities_and_counterparts_that_had_to_leave_are_told_apart(
+    recording: Path, tmp_path: Path, most: int
+) -> None:
+    schema, given = configured_schema(parse({"input": INPUT}).input), {**INPUT, "max_entities": most}
+    worker = Group(tmp_path).worker(
+        RecordingSource([recording], 500), FakeSink(), schema=schema, input=given, learning={"enabled": False}
+    )
+    run(worker, StopAfter())
+    events = [msgspec.json.decode(line) for line in recording.read_bytes().splitlines()]
+    for name, key in (("entities", "customer"), ("counterparts", "terminal")):
+        distinct = len({event[key] for event in events})
+        assert (counted(worker, f"streamdet_{name}_evicted") > 0) == (distinct > most)

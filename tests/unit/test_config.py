@@ -112,6 +112,86 @@ def test_noise_rules_that_cannot_be_are_refused(noise: dict[str, Any], told: str
     assert told in refusal({"noise": noise})
 
 
+IDLE: list[tuple[dict[str, Any], str]] = [
+    (
+        {"limit": {"rule": "spot", "contaminated": True}},
+        "limit: contaminated does nothing under rule spot: set rule to controlled, or leave contaminated out",
+    ),
+    (
+        {"noise": {"n": 5}},
+        "noise: n (5) does nothing with a k of 1, which alerts at once: set k to 2 or more",
+    ),
+    (
+        {"noise": {"k": 2, "n": 4, "worse": 2}},
+        "noise: worse does nothing without a cool-down: set cool_down_s",
+    ),
+    (
+        {"noise": {"features": {"heat": {}}}},
+        "noise: features: heat: holds nothing back and forbids nothing: set",
+    ),
+    (
+        {"noise": {"features": {"heat": {"range": [None, None]}}}},
+        "noise: features: heat: holds nothing back",
+    ),
+    (
+        {"kafka": {"security": {"username": "me", "password": SECRET}}},
+        "kafka.security: protocol PLAINTEXT does not log in, and would not use username, password: set protocol",
+    ),
+    ({"kafka": {"security": {"protocol": "SSL", "password_file": "x"}}}, "would not use password_file: set"),
+    (
+        {"kafka": {"security": {"ca_file": "x"}}},
+        "kafka.security: protocol PLAINTEXT does not encrypt, and would not use ca_file: set protocol to SSL",
+    ),
+    (
+        with_security(protocol="SASL_PLAINTEXT", password=SECRET, cert_file="x"),
+        "would not use cert_file: set",
+    ),
+    ({"kafka": {"security": {"protocol": "SSL", "key_file": "x"}}}, "key_file without the certificate"),
+    (
+        {"input": {"max_entities": 5}},
+        "input: max_entities does nothing without entity: set entity to the field",
+    ),
+    (
+        {"delivery": "at-least-once", "commit": {"every_ms": 5, "transaction_timeout_ms": 1_000}},
+        "commit: every_ms, transaction_timeout_ms: does nothing with delivery at-least-once",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tree", "told"), IDLE)
+def test_what_would_do_nothing_is_refused_with_what_to_do(tree: dict[str, Any], told: str) -> None:
+    text = refusal(tree)
+    assert told in text
+    assert re.search(r"\b(set|leave|take)\b", text)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"limit": {"rule": "controlled", "contaminated": True}},
+        {"limit": {"rule": "spot", "contaminated": False}},
+        {"noise": {"k": 2, "n": 5}},
+        {"noise": {"cool_down_s": 60, "worse": 2}},
+        {"noise": {"k": 1, "n": 1, "worse": 1.2, "features": {}}},
+        {"noise": {"features": {"heat": {"range": [None, 120]}}}},
+        {"kafka": {"security": {"protocol": "PLAINTEXT", "username": None}}},
+        {"kafka": {"security": {"protocol": "SSL", "ca_file": "x", "cert_file": "x"}}},
+        {"input": {"entity": "device", "max_entities": 5}},
+        {"input": {"max_entities": 10_000}},
+        {"delivery": "at-least-once", "commit": {"every_ms": 100, "offsets_every_ms": 0, "every_events": 9}},
+    ],
+)
+def test_what_does_something_or_is_the_default_spelt_out_is_taken(tree: dict[str, Any]) -> None:
+    parse(tree)
+
+
+def test_a_stand_in_that_no_feature_can_make_use_of_is_refused() -> None:
+    missing = parse({"input": {"missing": {"default": "reject"}}}).input.missing
+    missing.check(Schema(None, None, ("heat",), ("site",)))
+    with pytest.raises(ConfigError, match=r"input\.missing\.default: reject does nothing.*leave it out"):
+        missing.check(Schema(None, None, (), ("site",)))
+
+
 def test_a_rate_that_the_window_cannot_resolve_is_refused_with_what_to_set() -> None:
     text = refusal({"limit": {"rule": "rolling", "alert_rate": 0.0001, "window": 10_000}})
     assert "set window to 100000 or more, or alert_rate to 0.001 or more" in text

@@ -27,6 +27,17 @@ ROWS = [
     }
     for i in range(200)
 ]
+PAYMENTS = [
+    {
+        "ts": f"2026-01-01T00:{i // 60:02d}:{i % 60:02d}Z",
+        "card_id": 4_000 + i % 9,
+        "merchantId": f"m{i % 11}",
+        "terminal_id": i % 13,
+        "amount": 1.5 + i % 40,
+        "fee": 0.1 * (i % 7),
+    }
+    for i in range(200)
+]
 
 
 def written(tmp_path: Path, rows: Sequence[Mapping[str, object]], name: str = "sensors.jsonl") -> str:
@@ -71,6 +82,42 @@ def test_taking_the_marks_away_changes_nothing_but_the_suggested_entity(tmp_path
     assert bare.input.entity == "deviceId"
     kept = bare.model_copy(update={"input": bare.input.model_copy(update={"entity": None})})
     assert kept.model_dump() == settings.model_dump()
+
+
+def marked_sections(text: str) -> list[tuple[str, str]]:
+    """For each line with a mark that begins a section or a setting: its name, and the file without the marks of it
+    and of what is nested in it."""
+    lines = text.splitlines()
+    found = []
+    for i, line in enumerate(lines):
+        if (mark := re.match(r"( *)#(?! )(\w+):", line)) is None:
+            continue
+        end = i + 1
+        while end < len(lines) and re.match(rf"{mark[1]}#  ", lines[end]):
+            end += 1
+        bare = [lines[k].replace("#", "", 1) for k in range(i, end)]
+        found.append((mark[2], "\n".join([*lines[:i], *bare, *lines[end:]])))
+    return found
+
+
+@pytest.mark.parametrize("rows", [ROWS, PAYMENTS])
+def test_each_mark_taken_away_alone_changes_nothing_but_what_was_suggested(
+    tmp_path: Path, rows: list[dict[str, object]]
+) -> None:
+    text = written(tmp_path, rows)
+    settings, sections = loaded(tmp_path, text), marked_sections(text)
+    assert {name for name, _ in sections} >= {
+        *(set(config.Settings.model_fields) - {"input"}),
+        *(set(config.Input.model_fields) - {"topics", "timestamp", "features"}),
+    }
+    for name, bare in sections:
+        if name == "transactions" and rows is PAYMENTS:
+            with pytest.raises(ConfigError, match="input: transactions needs entity: set it to"):
+                loaded(tmp_path, bare)
+        elif name == "entity":
+            assert loaded(tmp_path, bare).input.entity in rows[0]
+        else:
+            assert loaded(tmp_path, bare) == settings, name
 
 
 def test_every_setting_is_there_with_its_sentence(tmp_path: Path) -> None:
@@ -170,18 +217,6 @@ def test_the_most_telling_name_is_preferred() -> None:
 
 
 # --- Transactions ---------------------------------------------------------------------------------------------------
-
-PAYMENTS = [
-    {
-        "ts": f"2026-01-01T00:{i // 60:02d}:{i % 60:02d}Z",
-        "card_id": 4_000 + i % 9,
-        "merchantId": f"m{i % 11}",
-        "terminal_id": i % 13,
-        "amount": 1.5 + i % 40,
-        "fee": 0.1 * (i % 7),
-    }
-    for i in range(200)
-]
 
 
 def test_what_looks_like_transactions_is_proposed_with_the_reason(tmp_path: Path) -> None:

@@ -208,13 +208,13 @@ def test_a_lane_of_which_nothing_was_committed_may_begin_even_then(tmp_path: Pat
 def test_a_checkpoint_of_more_entities_than_may_be_kept_is_not_used_and_that_is_said(
     group: Group, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = begun(group, input={"max_entities": 3})
+    worker = begun(group, input={"entity": "device", "max_entities": 3})
     assert "its checkpoint has 4 entities, input.max_entities is now 3" in caplog.text
     assert worker.lanes[LANE].next_offset == worker.lanes[LANE].published == END
     assert counted(worker, "streamdet_cold_starts_total") == 1
     crash(worker)
     with pytest.raises(CheckpointError, match="4 entities"):
-        begun(group, input={"max_entities": 3}, checkpoint={"strict": True})
+        begun(group, input={"entity": "device", "max_entities": 3}, checkpoint={"strict": True})
 
 
 def test_a_lane_is_never_beyond_what_the_learner_has_learnt_if_there_is_an_older_checkpoint(

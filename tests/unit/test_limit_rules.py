@@ -127,6 +127,40 @@ def test_what_lasts_beyond_the_limit_is_normal_before_long(rule: Rule, shift: ob
     assert judge(limits, shift(rng.exponential(1.0, 20_000))).flagged.mean() <= 0.02
 
 
+@pytest.mark.parametrize("rule", ["spot", "dspot"])
+@pytest.mark.parametrize("beyond", [2.0, 10.0])
+def test_after_a_lasting_step_in_a_tenth_of_the_scores_the_rate_is_back_in_two_windows(
+    rule: Rule, beyond: float
+) -> None:
+    """From then on a tenth of the scores, one by one, lie this many spreads beyond what the limit was."""
+    rate, window, before, after = 0.001, 4096, [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        limits = Limits(Limit(rule=rule, alert_rate=rate, window=window))
+        judge(limits, rng.exponential(1.0, 4 * window))
+        step = limits.lane_limit + beyond
+        raw = rng.exponential(1.0, 6 * window) + step * (rng.random(6 * window) < 0.1)
+        flagged = judge(limits, raw).flagged
+        before.append(flagged[: window // 2].mean())
+        after.append(flagged[2 * window :].mean())
+    assert np.mean(before) > 0.05  # it is too much, and lasts, before it counts as normal
+    assert rate / 2 <= np.mean(after) <= 2 * rate
+
+
+@pytest.mark.parametrize("rule", ["spot", "dspot"])
+@pytest.mark.parametrize(("length", "every"), [(1_500, 100_000), (150, 1_500)])
+def test_each_row_of_an_incident_is_flagged_and_many_incidents_are_no_lasting_step(
+    rule: Rule, length: int, every: int
+) -> None:
+    rng = np.random.default_rng(10)
+    limits = Limits(Limit(rule=rule))
+    judge(limits, rng.exponential(1.0, 20_000))
+    before = limits.lane_limit
+    raw, incident = rng.exponential(1.0, 30_000), np.arange(30_000) % every < length
+    assert judge(limits, np.where(incident, 50.0 * raw.clip(0.5), raw)).flagged[incident].all()
+    assert limits.lane_limit == pytest.approx(before, rel=0.15)
+
+
 def test_the_moving_mean_follows_a_drift_that_the_base_alone_does_not() -> None:
     """A wave far longer than the mean runs over, and shorter than the window."""
     rng = np.random.default_rng(4)
@@ -237,6 +271,20 @@ def test_a_rule_takes_over_what_another_one_kept(rule: Rule, other: Rule) -> Non
     assert limits.lane_limit == before.lane_limit
     realised = judge(limits, rng.exponential(1.0, 20_000)).flagged.mean()
     assert 0.005 <= realised <= 0.02
+
+
+@pytest.mark.parametrize("rule", ["spot", "dspot"])
+def test_a_tail_that_was_kept_in_other_columns_begins_anew_behind_the_limit_that_there_was(
+    rule: Rule,
+) -> None:
+    rng = np.random.default_rng(11)
+    before = Limits(Limit(alert_rate=0.01, rule=rule))
+    judge(before, rng.exponential(1.0, 10_000))
+    state = before.state()
+    limits = Limits(Limit(alert_rate=0.01, rule=rule))
+    limits.restore({**state, rule: state[rule][:, 1:]})
+    assert limits.lane_limit == before.lane_limit
+    assert 0.005 <= judge(limits, rng.exponential(1.0, 20_000)).flagged.mean() <= 0.02
 
 
 def test_an_entity_has_a_tail_of_its_own_long_before_it_could_have_a_quantile() -> None:

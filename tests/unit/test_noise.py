@@ -198,7 +198,12 @@ def streams(draw: st.DrawFn) -> Stream:
 
 
 _noises = st.builds(
-    lambda k, more, cool_down_s, worse: Noise(k=k, n=min(k + more, 64), cool_down_s=cool_down_s, worse=worse),
+    lambda k, more, cool_down_s, worse: Noise(
+        k=k,
+        n=min(k + more, 64) if k > 1 else 1,
+        cool_down_s=cool_down_s,
+        worse=worse if cool_down_s else 1.2,
+    ),
     st.sampled_from([1, 2, 3, 64]),
     st.sampled_from([0, 1, 5, 63]),
     st.sampled_from([0.0, 5.0, 30.0]),

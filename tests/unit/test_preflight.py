@@ -47,7 +47,7 @@ def test_a_sound_configuration_has_no_errors_and_leaves_no_trace(tmp_path: Path)
 def test_what_stands_for_missing_values_is_held_against_the_features(tmp_path: Path) -> None:
     names = {"y": "last"}
     error = one_error(checked(tmp_path, input={"missing": {"features": names}}))
-    assert "y: there is no such numeric feature; there are x" in error
+    assert "input.missing.features.y: there is no such feature; the numeric ones are x: take" in error
     assert checked(tmp_path, input={"missing": {"features": {"x": "last"}}}).errors == []
 
 
@@ -57,7 +57,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         tmp_path,
         input={"topics": ["a b"]},
         checkpoint={"url": str(tmp_path / "file")},
-        kafka={"security": {"ca_file": str(tmp_path / "nowhere.pem")}},
+        kafka={"security": {"protocol": "SSL", "ca_file": str(tmp_path / "nowhere.pem")}},
     )
     assert len(findings.errors) == 3
 
@@ -91,7 +91,9 @@ def test_a_noise_rule_for_a_feature_that_is_not_there_is_an_error(tmp_path: Path
     features = {"numeric": ["heat", "flow"], "categorical": ["site"]}
     rules = {name: {"direction": "up"} for name in ("heat", "floe")}
     error = one_error(checked(tmp_path, input={"features": features}, noise={"features": rules}))
-    assert error == "noise.features.floe: there is no such feature; the numeric ones are heat, flow"
+    assert error == (
+        "noise.features.floe: there is no such feature; the numeric ones are heat, flow: take it out, or mend the name"
+    )
     rules = {"site": {"direction": "up"}}
     error = one_error(checked(tmp_path, input={"features": features}, noise={"features": rules}))
     assert "noise.features.site: it is categorical" in error
@@ -171,14 +173,15 @@ def test_an_address_that_is_none_is_an_error(tmp_path: Path, address: str) -> No
 
 def test_every_file_that_is_missing_is_named(tmp_path: Path) -> None:
     files = {name: str(tmp_path / name) for name in ("ca_file", "cert_file", "key_file", "password_file")}
-    findings = checked(tmp_path, kafka={"security": files})
+    sasl = {"protocol": "SASL_SSL", "mechanism": "PLAIN", "username": "me"}
+    findings = checked(tmp_path, kafka={"security": sasl | files})
     assert len(findings.errors) == 4
     assert all(any(f"kafka.security.{name}: " in error for error in findings.errors) for name in files)
 
 
 def test_a_file_that_is_no_certificate_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("not a certificate")
-    findings = checked(tmp_path, kafka={"security": {"ca_file": str(tmp_path / "ca.pem")}})
+    findings = checked(tmp_path, kafka={"security": {"protocol": "SSL", "ca_file": str(tmp_path / "ca.pem")}})
     assert "kafka.security.ca_file: expected PEM" in one_error(findings)
 
 
@@ -251,7 +254,7 @@ def test_rules_may_name_an_amount_that_is_no_feature_by_name(tmp_path: Path) -> 
     assert not [error for error in findings.errors if "amount" in error]
     assert [
         error
-        for error in checked(tmp_path, input=paid, noise={"features": {"amout": {}}}).errors
+        for error in checked(tmp_path, input=paid, noise={"features": {"amout": {"direction": "up"}}}).errors
         if "amout" in error
     ]
 

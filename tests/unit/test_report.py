@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -63,6 +64,42 @@ def test_the_page_shows_headline_picture_alerts_and_summary(tmp_path: Path) -> N
     assert "<h1>Pumps: 2,000 events · 3 alerts · precision 0.50 · ROC-AUC 0.988</h1>" in text
     for shown in ("pump-1", "2.50", "75%", "heat", "81.5", "(60.25)", "(north)", "roc auc"):
         assert shown in text
+
+
+def test_an_alert_shows_its_reason_and_what_was_imputed(tmp_path: Path) -> None:
+    names = ("humid", "wind", "<sun>", "rain", "snow")
+    lacking = [FeatureShare(name, None, 1.0, 0.0, imputed=True) for name in names]
+    of_limit, of_range = alert(), msgspec.structs.replace(alert(), reason="range")
+    unsure = msgspec.structs.replace(alert(), features=alert().features + lacking, confidence=2 / 7)
+    page = write_report(tmp_path, SUMMARY, timeline(), [of_limit, of_range, unsure])
+    rows = [row for row in page.read_text(encoding="utf-8").split("<tr>") if "pump-1" in row]
+
+    assert len(rows) == 3
+    first, second, third = rows  # newest first
+    assert "<td>limit</td>" in first
+    assert '29% <span class="soft">imputed: humid, wind, &lt;sun&gt; and 2 more</span>' in first
+    assert "<td>range</td>" in second
+    assert "<td>100%</td>" in third
+
+
+def test_what_was_held_back_is_counted_apart_by_the_reason(tmp_path: Path) -> None:
+    counts = {"direction": 1_200, "k_of_n": 3, "cool_down": 0}
+    page = write_report(tmp_path, {**SUMMARY, "held_back": counts}, timeline(), [])
+    _, apart = page.read_text(encoding="utf-8").split("<h2>Held back</h2>")
+    held_back, summary = apart.split("<h2>Summary</h2>")
+
+    assert "<tr><th>direction</th><td>1,200</td></tr>\n<tr><th>k of n</th><td>3</td></tr>" in held_back
+    assert "cool down" not in page.read_text(encoding="utf-8")
+    assert "direction" not in summary
+    assert json.loads((tmp_path / "summary.json").read_text())["held_back"] == counts
+
+
+@pytest.mark.parametrize("counts", [{}, {"excursion": 0}])
+def test_where_nothing_was_held_back_the_page_does_not_speak_of_it(
+    tmp_path: Path, counts: dict[str, int]
+) -> None:
+    page = write_report(tmp_path, {**SUMMARY, "held_back": counts}, timeline(), [])
+    assert "Held back" not in page.read_text(encoding="utf-8")
 
 
 def test_the_page_loads_nothing_and_follows_the_reader_s_light(tmp_path: Path) -> None:

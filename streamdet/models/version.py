@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from streamdet.events import RECENT_STEPS, RESIDUAL, Bools, Floats, Rows
+from streamdet.events import NEWEST_COLUMNS, RECENT_STEPS, RESIDUAL, Bools, Floats, Rows
 from streamdet.models.calibration import SCORE_MIN, Calibration
-from streamdet.models.presets import CALIBRATED, COMPARING, PRESETS, SCORERS
+from streamdet.models.presets import CALIBRATED, COMPARING, MOVING, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
 from streamdet.models.scorers import Block, Scorer, mean_of, padded_width
 from streamdet.models.scorers.habits import Velocity
@@ -142,12 +142,13 @@ class ModelVersion:
         """Which rows, in the order of their arrival, lie apart from the others and come one by one, (n,).
 
         By a weighted geometric mean of the scores before calibration: together they tell more than each of them, and
-        a calibration that has seen such rows takes them for usual.
+        a calibration that has seen such rows takes them for usual. Without those that are held against other rows at
+        each time, as theirs do not compare over the rows.
         """
         weights = PRESETS[self.preset].weights
         together, n = np.zeros(len(rows)), len(rows)
         for name, scores in self.raw_scores(rows).items() if n else ():
-            if name not in CALIBRATED:
+            if name not in CALIBRATED and name not in MOVING:
                 nats = np.log(np.maximum(scores, SCORE_MIN))
                 together += weights[name] * (nats - np.median(nats))
         scores = np.exp(together)
@@ -160,6 +161,11 @@ class ModelVersion:
     def explain(self, rows: Rows) -> Explanation:
         """Expected value and share of the surprise per column."""
         return self._scoring.explain(rows)
+
+    def newest(self, rows: Rows) -> Row32:
+        """What rows say of the newest ones before each, (n, NEWEST_COLUMNS)."""
+        first = len(self.columns) + 2 * self.numeric
+        return rows.values[:, first : first + NEWEST_COLUMNS]
 
     @property
     def reconstruction(self) -> Reconstruction:
@@ -186,7 +192,8 @@ class _Scoring:
         self._columns, self._numeric = len(version.columns), version.numeric
         self._used = version.width
         self._padded = padded_width(version.width)
-        self._history = len(version.columns) + 2 * version.numeric  # where it begins
+        self._newest = len(version.columns) + 2 * version.numeric  # where they begin
+        self._history = self._newest + NEWEST_COLUMNS
         self._preset = PRESETS[version.preset]
         self._scaler = version.scaler.to(version.device)
         self._members = {name: member.to(version.device) for name, member in version.members.items()}
@@ -201,7 +208,8 @@ class _Scoring:
             name: member.calibration.surprise(member.scorer.score(block))
             for name, member in self._members.items()
         }
-        scores: Row32 = self._combined.surprise(self._preset.combine(surprises))[: len(rows)].cpu().numpy()
+        together = self._preset.combine(surprises, block.newest)
+        scores: Row32 = self._combined.surprise(together)[: len(rows)].cpu().numpy()
         return scores
 
     @torch.inference_mode()
@@ -288,9 +296,10 @@ class _Scoring:
         seen = functional.pad(seen, wider).to(self._device)
         padding = (0, self._padded - self._used)
         z = functional.pad(self._scaler.transform(raw), padding)
-        history = torch.from_numpy(rows.values[:, self._history :])
-        history = functional.pad(history, (0, 0, 0, total - n)).to(self._device)
-        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), history, n)
+        beside = torch.from_numpy(rows.values[:, self._newest :])
+        beside = functional.pad(beside, (0, 0, 0, total - n)).to(self._device)
+        newest, history = beside[:, :NEWEST_COLUMNS], beside[:, NEWEST_COLUMNS:]
+        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), newest, history, n)
 
 
 def _numbers(name: str, calibration: Calibration) -> dict[str, Tensor]:

@@ -137,7 +137,8 @@ def _left_out(preset: Preset, scorer: str | None) -> Preset:
     whole = sum(preset.weights.values())
     share = 1.0 if preset.strongest or preset.beyond else whole / rest
     return preset._replace(
-        weights={name: 0.0 if name == scorer else share * weight for name, weight in preset.weights.items()}
+        weights={name: 0.0 if name == scorer else share * weight for name, weight in preset.weights.items()},
+        drifting=None if scorer == preset.drifting else preset.drifting,
     )
 
 

@@ -31,6 +31,10 @@ RECENT_STEPS: Final = tuple(1.0 - 2.0 ** (-1.0 / half_life) for half_life in HAL
 EXPECTATION_COLUMNS: Final = 5
 RESIDUAL, FORECAST, SHIFT, NOVELTY, STILLNESS = range(EXPECTATION_COLUMNS)
 
+# Columns beside each row, see `features/newest.py`: how far it is from the newest rows, and these from those before.
+NEWEST_COLUMNS: Final = 2
+DISTANCE, DRIFT = range(NEWEST_COLUMNS)
+
 # Columns beside a transaction, see `features/transactions.py`: its amount, and how rare the hour is to the entity; of
 # each key, the entity first, what it usually pays with this transaction in it, seconds since its last transaction,
 # counts and sums of 1 h, 24 h and 7 d, and what it usually paid before; of each counterpart, how unusual it is to meet.
@@ -102,8 +106,8 @@ class Schema:
 
     @property
     def width(self) -> int:
-        """How many columns a row has: the features, two recent means of each number, the history."""
-        return len(self.columns) + 2 * len(self.numeric) + self.history
+        """How many columns a row has: the features, two recent means of each number, the newest rows, the history."""
+        return len(self.columns) + 2 * len(self.numeric) + NEWEST_COLUMNS + self.history
 
     def as_state(self) -> State:
         """What `from_state` takes back."""

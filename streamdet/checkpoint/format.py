@@ -18,7 +18,7 @@ from streamdet.checkpoint.compact import Array, Part, join, sliced, split
 from streamdet.errors import CheckpointError
 from streamdet.events import State
 
-FORMAT = "5"
+FORMAT = "6"
 _DTYPES = {
     np.dtype(np.bool_): "BOOL",
     np.dtype(np.int8): "I8",

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from streamdet.compiled import compiled
 from streamdet.config import Missing
-from streamdet.events import RECENT_STEPS, Bools, Events, Floats, Ints, Rows, Schema, State
+from streamdet.events import NEWEST_COLUMNS, RECENT_STEPS, Bools, Events, Floats, Ints, Rows, Schema, State
 from streamdet.features.categories import Rarity
 from streamdet.features.entities import FIRST_SLOT, EntityTable
 from streamdet.features.expectation import Expectation
+from streamdet.features.newest import Newest
 from streamdet.features.transactions import Transactions
 from streamdet.slotted import with_room
 
@@ -62,6 +63,7 @@ class LaneFeatures:
         self._entities = EntityTable(max_entities)
         self._recent = self._none_seen(1)
         self._categories = [Rarity() for _ in schema.categorical]
+        self._newest = Newest(len(schema.columns))
         self._expectation = Expectation(entities=schema.entity is not None) if schema.metric else None
         self._transactions = (
             Transactions(len(schema.counterparts), max_entities) if schema.amount is not None else None
@@ -117,6 +119,9 @@ class LaneFeatures:
         usual = np.empty((n, len(self._categories)), np.int64)
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
+        features, newest = len(self._schema.columns), history - NEWEST_COLUMNS
+        inside: Bools = ~outside.any(axis=1)
+        values[:, newest:history] = self._newest.follow(values[:, :features], ~imputed[:, :features], inside)
         return Featured(Rows(values, imputed), slots, fresh, usual, outside)
 
     def category(self, column: int, code: int) -> str | None:
@@ -135,6 +140,7 @@ class LaneFeatures:
             "means": self._recent.slow[: self.slots],
             "fast_means": self._recent.fast[: self.slots],
             "categories": {str(i): rarity.state() for i, rarity in enumerate(self._categories)},
+            "newest": self._newest.state(),
         }
         if self._repeats.any():
             state["last"] = self._recent.last[: self.slots]
@@ -153,7 +159,9 @@ class LaneFeatures:
             self._recent = self._recent._replace(last=np.array(state["last"]))
         for i, rarity in enumerate(self._categories):
             rarity.restore(state["categories"][str(i)])
-        if self._expectation is not None and "expectation" in state:  # version 0.1 had none
+        if "newest" in state:  # version 0.1 had none
+            self._newest.restore(state["newest"])
+        if self._expectation is not None and "expectation" in state:
             self._expectation.restore(state["expectation"])
         if self._transactions is not None and "transactions" in state:
             self._transactions.restore(state["transactions"])

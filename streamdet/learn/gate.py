@@ -6,7 +6,7 @@ from enum import StrEnum
 import numpy as np
 
 from streamdet.config import Gate
-from streamdet.events import AMOUNT, RECENT_STEPS, Floats, Rows
+from streamdet.events import AMOUNT, NEWEST_COLUMNS, RECENT_STEPS, Floats, Rows
 from streamdet.models.version import ModelVersion
 
 # An anomaly is planted by moving one column of a normal row this many spreads away.
@@ -110,5 +110,5 @@ def _planted(rows: Rows, model: ModelVersion) -> Rows:
     for k, step in enumerate(RECENT_STEPS):
         values[means, features + k * numeric + column[means]] += np.float32(step) * displacement[means]
     if model.preset == "transactions":
-        values[:, features + 2 * numeric + AMOUNT] *= PLANTED_TIMES
+        values[:, features + 2 * numeric + NEWEST_COLUMNS + AMOUNT] *= PLANTED_TIMES
     return Rows(values, rows.imputed)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streamdet.events import Floats, Rows, Schema
+from streamdet.events import NEWEST_COLUMNS, Floats, Rows, Schema
 from streamdet.models.calibration import Calibration
 from streamdet.models.presets import CALIBRATED, PRESETS, SCORERS, preset_of
 from streamdet.models.scaling import Scaler
@@ -58,7 +58,7 @@ def train(
         previous = None
     used = row_width(preset, len(columns), numeric)
     rows, floor = _narrowed(snapshot.training, used), snapshot.spread_floor
-    history = snapshot.training.values[:, len(columns) + 2 * numeric :]
+    history = snapshot.training.values[:, len(columns) + 2 * numeric + NEWEST_COLUMNS :]
     floor = None if floor is None else floor[:used]
     scaler = Scaler.fit(rows.values.astype(np.float64), floor)
     if snapshot.trim > 0:
@@ -112,7 +112,9 @@ def _calibrated(version: ModelVersion, held_out: Rows) -> ModelVersion:
         surprises[name] = calibration.surprise(torch.from_numpy(scores).float())
     combined = Calibration.none()
     if not preset.strongest:
-        combined = Calibration.fit(preset.combine(surprises).numpy().astype(np.float64), pareto=False)
+        newest = torch.from_numpy(version.newest(held_out))
+        together = preset.combine(surprises, newest).numpy()
+        combined = Calibration.fit(together.astype(np.float64), pareto=False)
     return ModelVersion(
         version.preset, version.columns, version.numeric, version.scaler, members, combined, version.trained_at,
         version.device,

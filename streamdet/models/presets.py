@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamdet.events import Rows
+from streamdet.events import DRIFT, NEWEST_COLUMNS, Rows
 from streamdet.models.scorers import ALIGNMENT, Block, Scorer, Training
 from streamdet.models.scorers.deviation import Deviation
 from streamdet.models.scorers.expectation import Expectation
 from streamdet.models.scorers.forest import Forest
 from streamdet.models.scorers.habits import Habit, Hour, Level, Novelty, Velocity
 from streamdet.models.scorers.nearest import Nearest
+from streamdet.models.scorers.newest import Newest
 from streamdet.models.scorers.reconstruction import Reconstruction
 
 SCORERS: Final[dict[str, type[Scorer]]] = {
@@ -33,6 +34,7 @@ SCORERS: Final[dict[str, type[Scorer]]] = {
     "hour": Hour,
     "level": Level,
     "nearest": Nearest,
+    "newest": Newest,
     "novelty": Novelty,
     "reconstruction": Reconstruction,
     "velocity": Velocity,
@@ -48,24 +50,35 @@ class Preset(NamedTuple):
         False  # the largest weighted surprise counts, not the mean, and it needs no more calibration
     )
     beyond: Mapping[str, float] = MappingProxyType({})  # only what is beyond so many nats counts, by scorer
+    drifting: str | None = None  # the scorer that takes over as far as the newest rows have moved
 
     def telling(self, name: str, surprise: Tensor) -> Tensor:
         """What counts of the surprise of a scorer, (n,)."""
         return (surprise - self.beyond[name]).clamp_min(0.0) if name in self.beyond else surprise
 
-    def combine(self, surprises: Mapping[str, Tensor]) -> Tensor:
-        """One surprise of those of the scorers, (n,) each."""
+    def combine(self, surprises: Mapping[str, Tensor], newest: Tensor) -> Tensor:
+        """One surprise of those of the scorers, (n,) each; `newest`, (n, NEWEST_COLUMNS), as it stands in the rows."""
         weighted = {
             name: self.weights[name] * self.telling(name, surprise) for name, surprise in surprises.items()
         }
         if not self.strongest:
-            return torch.stack(list(weighted.values())).sum(0)
+            together = torch.stack(list(weighted.values())).sum(0)
+            if self.drifting is None:
+                return together
+            drifting = DRIFT_SHARE_MAX * ((newest[:, DRIFT] - DRIFT_BEGINS) / DRIFT_RAMP).clamp(0.0, 1.0)
+            return together + drifting * (surprises[self.drifting] - together)
         first, *others = weighted.values()
         return torch.stack([first, *(other.clamp_max(SECOND_OPINION_MAX) for other in others)]).amax(0)
 
 
 # Of a metric the network alone makes nothing rarer than one row in a hundred: it does not know the calendar.
 SECOND_OPINION_MAX: Final = 4.6
+
+# From where the mean of the newest rows is so many spreads from that of those before, and over so many more, what goes
+# by the newest rows alone takes up to this share. Bursts and heavy tails leave it below.
+DRIFT_BEGINS: Final = 0.2
+DRIFT_RAMP: Final = 0.2
+DRIFT_SHARE_MAX: Final = 0.7
 
 # Of transactions nothing but the habit counts unless it is rarer than one row in 150.
 FAR_OUT: Final = 5.0
@@ -75,9 +88,10 @@ HOUR_FAR_OUT: Final = 7.0
 # What these say is a surprise in nats already.
 CALIBRATED: Final = frozenset({"expectation"})
 
-# These have no say in which rows lie apart: what is a surprise already needs no reference, and the hours of those who
-# pay at any, which mean nothing, would fill the valley between the rows that lie apart and all others.
-NOT_APART: Final = CALIBRATED | {"hour"}
+# These have no say in which rows lie apart: what is a surprise already needs no reference; the hours of those who pay
+# at any, which mean nothing, would fill the valley between the rows that lie apart and all others; and what is held
+# against other rows at each time does not compare over the rows.
+NOT_APART: Final = CALIBRATED | {"hour", "newest"}
 
 # These hold a row against another one, which a bad value changes in other columns too: what they say of a column counts
 # the more, the further it has moved.
@@ -88,7 +102,11 @@ PRESETS: Final = {
     "sensors": Preset({"reconstruction": 1 / 2, "nearest": 1 / 2}, recent=True),
     # What version 0.1 had, for its checkpoints; no user asks for it.
     "plain": Preset({"deviation": 2 / 3, "reconstruction": 1 / 3}, recent=False),
-    "records": Preset({"deviation": 2 / 5, "forest": 2 / 5, "reconstruction": 1 / 5}, recent=False),
+    "records": Preset(
+        {"deviation": 4 / 11, "forest": 4 / 11, "reconstruction": 2 / 11, "newest": 1 / 11},
+        recent=False,
+        drifting="newest",
+    ),
     "transactions": Preset(
         {"habit": 1.0, "level": 1.0, "velocity": 1.0, "novelty": 1.0, "hour": 1.0, "reconstruction": 1 / 20},
         recent=False,
@@ -124,4 +142,4 @@ def compile_scorers() -> None:
     few, there = torch.zeros(2, ALIGNMENT), torch.ones(2, ALIGNMENT)
     for scorer in (Nearest, Forest):
         fitted = scorer.fit(Training(few, few, there, torch.Generator()), None)
-        fitted.score(Block(few, few, there, there.sum(1), few[:, :0], len(few)))
+        fitted.score(Block(few, few, there, there.sum(1), few[:, :NEWEST_COLUMNS], few[:, :0], len(few)))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from streamdet.events import RECENT_STEPS, RESIDUAL, Bools, Floats, Rows
+from streamdet.events import NEWEST_COLUMNS, RECENT_STEPS, RESIDUAL, Bools, Floats, Rows
 from streamdet.models.calibration import SCORE_MIN, Calibration
 from streamdet.models.presets import CALIBRATED, COMPARING, NOT_APART, PRESETS, SCORERS
 from streamdet.models.scaling import Scaler
@@ -163,6 +163,11 @@ class ModelVersion:
         """Expected value and share of the surprise per column."""
         return self._scoring.explain(rows)
 
+    def newest(self, rows: Rows) -> Row32:
+        """What rows say of the newest ones before each, (n, NEWEST_COLUMNS)."""
+        first = len(self.columns) + 2 * self.numeric
+        return rows.values[:, first : first + NEWEST_COLUMNS]
+
     @property
     def reconstruction(self) -> Reconstruction:
         """The network, which every preset has."""
@@ -188,7 +193,8 @@ class _Scoring:
         self._columns, self._numeric = len(version.columns), version.numeric
         self._used = version.width
         self._padded = padded_width(version.width)
-        self._history = len(version.columns) + 2 * version.numeric  # where it begins
+        self._newest = len(version.columns) + 2 * version.numeric  # where they begin
+        self._history = self._newest + NEWEST_COLUMNS
         self._preset = PRESETS[version.preset]
         self._scaler = version.scaler.to(version.device)
         self._members = {name: member.to(version.device) for name, member in version.members.items()}
@@ -203,7 +209,8 @@ class _Scoring:
             name: member.calibration.surprise(member.scorer.score(block))
             for name, member in self._members.items()
         }
-        scores: Row32 = self._combined.surprise(self._preset.combine(surprises))[: len(rows)].cpu().numpy()
+        together = self._preset.combine(surprises, block.newest)
+        scores: Row32 = self._combined.surprise(together)[: len(rows)].cpu().numpy()
         return scores
 
     @torch.inference_mode()
@@ -290,9 +297,10 @@ class _Scoring:
         seen = functional.pad(seen, wider).to(self._device)
         padding = (0, self._padded - self._used)
         z = functional.pad(self._scaler.transform(raw), padding)
-        history = torch.from_numpy(rows.values[:, self._history :])
-        history = functional.pad(history, (0, 0, 0, total - n)).to(self._device)
-        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), history, n)
+        beside = torch.from_numpy(rows.values[:, self._newest :])
+        beside = functional.pad(beside, (0, 0, 0, total - n)).to(self._device)
+        newest, history = beside[:, :NEWEST_COLUMNS], beside[:, NEWEST_COLUMNS:]
+        return Block(functional.pad(raw, padding), z, seen, seen.sum(1).clamp_min(1.0), newest, history, n)
 
 
 def _numbers(name: str, calibration: Calibration) -> dict[str, Tensor]:

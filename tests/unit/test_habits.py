@@ -21,6 +21,7 @@ from streamdet.events import (
     KEY_COLUMNS,
     KEYS,
     KNOWN,
+    NEWEST_COLUMNS,
     SUMS,
     Alert,
     Cause,
@@ -40,7 +41,7 @@ from streamdet.models.version import ModelVersion
 
 CPU = torch.device("cpu")
 SCHEMA = Schema("ts", "card", ("tip", "amount"), ("site",), "amount", ("terminal",))
-HISTORY = len(SCHEMA.columns) + 2 * len(SCHEMA.numeric)  # where it begins in a row
+HISTORY = len(SCHEMA.columns) + 2 * len(SCHEMA.numeric) + NEWEST_COLUMNS  # where it begins in a row
 TERMINAL = KEYS + KEY_COLUMNS  # where its columns begin in the history
 NOVELTY = KEYS + 2 * KEY_COLUMNS
 HABITS = ("habit", "level", "velocity", "novelty", "hour")
@@ -86,7 +87,7 @@ def changed(column: int, factor: float, rows: Rows = ROWS[5_000:5_300]) -> Rows:
 def block_of(rows: Rows) -> Block:
     history = torch.from_numpy(rows.values[:, HISTORY:])
     z = torch.zeros(len(rows), 8)
-    return Block(z, z, z, torch.ones(len(rows)), history, len(rows))
+    return Block(z, z, z, torch.ones(len(rows)), z[:, :NEWEST_COLUMNS], history, len(rows))
 
 
 def fitted(name: str) -> Scorer:
@@ -135,7 +136,7 @@ def test_parts_tell_of_columns_of_the_history_and_numbers_come_back(name: str) -
 def test_without_counterparts_nothing_is_novel() -> None:
     alone = ROWS.values[:100, HISTORY : HISTORY + transaction_columns(1)]
     z = torch.zeros(100, 8)
-    block = Block(z, z, z, torch.ones(100), torch.from_numpy(alone), 100)
+    block = Block(z, z, z, torch.ones(100), z[:, :NEWEST_COLUMNS], torch.from_numpy(alone), 100)
     assert SCORERS["novelty"].from_tensors({}).score(block).tolist() == [0.0] * 100
 
 
@@ -172,7 +173,9 @@ def test_all_but_the_habit_counts_only_where_it_is_far_out() -> None:
     }
     surprises = dict.fromkeys(preset.weights, torch.tensor([1.0, FAR_OUT, FAR_OUT + 2.0]))
     others = 2.0 * (3 + preset.weights["reconstruction"])
-    assert preset.combine(surprises).tolist() == pytest.approx([1.0, FAR_OUT, FAR_OUT + 2.0 + others])
+    assert preset.combine(surprises, torch.zeros(3, NEWEST_COLUMNS)).tolist() == pytest.approx(
+        [1.0, FAR_OUT, FAR_OUT + 2.0 + others]
+    )
 
 
 def test_an_hour_that_is_rare_does_not_set_a_row_apart_as_an_amount_does() -> None:

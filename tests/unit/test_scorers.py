@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from strategies import names_of
 from torch import Tensor
 
-from streamdet.events import EXPECTATION_COLUMNS, Events, LaneId, Rows, Schema
+from streamdet.events import EXPECTATION_COLUMNS, NEWEST_COLUMNS, Events, LaneId, Rows, Schema
 from streamdet.features.rows import LaneFeatures
 from streamdet.learn.trainer import Snapshot, train
 from streamdet.models.presets import HANGS_TOGETHER, PRESETS, SCORERS, SECOND_OPINION_MAX, preset_of
@@ -31,7 +31,8 @@ def block_of(z: Tensor, seen: Tensor | None = None) -> Block:
     padding = (0, padded_width(z.shape[1]) - z.shape[1])
     padded, there = (torch.nn.functional.pad(some, padding) for some in (z, seen))
     history = z[:, :1].expand(-1, EXPECTATION_COLUMNS)
-    return Block(padded, padded, there, there.sum(1).clamp_min(1.0), history, len(z))
+    newest = z[:, :1].abs().expand(-1, NEWEST_COLUMNS)
+    return Block(padded, padded, there, there.sum(1).clamp_min(1.0), newest, history, len(z))
 
 
 def rows_of(n: int, seed: int = 0) -> Tensor:
@@ -199,6 +200,7 @@ def test_a_metric_needs_no_second_opinion_and_one_that_is_alone_is_not_trusted()
         {
             "expectation": torch.tensor([0.0, 9.0, 0.0, 1.0]),
             "reconstruction": torch.tensor([1.0, 0.0, 20.0, 4.0]),
-        }
+        },
+        torch.zeros(4, NEWEST_COLUMNS),
     )
     assert combined.tolist() == pytest.approx([0.5, 9.0, SECOND_OPINION_MAX, 2.0])

@@ -18,7 +18,7 @@ from streamdet.clock import SystemClock
 from streamdet.config import Settings
 from streamdet.decide import judge
 from streamdet.events import LaneId, Mode, Rows, State, Verdicts
-from streamdet.learn.learner import FIRST_RUN, WAIT_S, Learner
+from streamdet.learn.learner import ACT_EVERY, FIRST_RUN, WAIT_S, Learner
 from streamdet.learn.trainer import train
 from streamdet.models.release import Release
 from streamdet.models.version import ModelVersion
@@ -336,3 +336,86 @@ def test_a_release_carries_the_held_out_rows_and_whether_it_has_seen_the_warm_up
     assert last.warm
     assert last.version.id == dict(whole.adopted)[WARMUP]
     stream.learner.close()
+
+
+# A level that has moved for good is confirmed after a window, and acted upon at the next count for that.
+SHIFT, ACTED = 2000, 2 * ACT_EVERY
+LONG = ACTED + 1000
+
+
+def shifted(until: int = LONG) -> Rows:
+    rows = normal_rows(LONG, COLUMNS, seed=12)
+    rows.values[SHIFT:until] += np.float32(30.0)
+    return rows
+
+
+SHIFTED = shifted()
+
+
+@pytest.fixture(scope="module")
+def moved() -> Stream:
+    stream = Stream(settings_of()).run(LONG, SHIFTED)
+    stream.learner.close()
+    return stream
+
+
+def test_a_state_that_has_come_to_stay_is_learnt_anew_and_its_rows_are_usual_again(
+    moved: Stream, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert moved.learner.relearnt_total == 1
+    assert ACTED + LAG in [at for at, _ in moved.adopted]
+    assert moved.model is not None
+    values = SHIFTED.values[SHIFT:].astype(np.float64)
+    off = (moved.model.scaler.location.numpy()[:COLUMNS] - values.mean(0)[:COLUMNS]) / values.std(0)[:COLUMNS]
+    assert (np.abs(off) < 0.5).all()
+    assert np.median(moved.scores[ACTED + LAG :]) < 1.5
+    stream = Stream(settings_of()).run(ACTED, SHIFTED)
+    stream.learner.close()
+    assert f"drift confirmed action=relearn at={ACTED}" in caplog.text
+
+
+def test_neither_batches_nor_a_restart_change_what_is_learnt_anew(moved: Stream) -> None:
+    for at in (
+        SHIFT + 500,  # the rise is watched
+        ACTED - 1,  # it is confirmed
+        ACTED,  # the run has started
+        ACTED + LAG - 1,  # it is about to be adopted
+        ACTED + LAG,  # runs are close together again
+    ):
+        first = Stream(settings_of(), seed=at).run(at, SHIFTED)
+        second = Stream.restored(settings_of(), first.saved(), at, seed=at + 1).run(LONG, SHIFTED)
+        for stream in (first, second):
+            stream.learner.close()
+        assert first.adopted + second.adopted == moved.adopted
+        assert np.array_equal(first.scores + second.scores, moved.scores, equal_nan=True)
+        assert second.learner.relearnt_total == 1
+
+
+def test_what_is_learnt_anew_comes_with_limits_that_begin_anew() -> None:
+    stream = Stream(settings_of()).run(ACTED + LAG, SHIFTED)
+    release = stream.learner.release
+    stream.learner.close()
+    assert release is not None
+    assert release.anew
+    assert (release.rows.values[:, 0] > 10.0).all()
+
+
+def test_an_incident_that_ends_is_not_learnt_anew_nor_is_anything_if_nobody_wants_it() -> None:
+    incident = Stream(settings_of()).run(LONG, shifted(until=SHIFT + 900))
+    unwanted = [Stream(settings_of(drift=False)), Stream(settings_of(enabled=False))]
+    for stream in (incident, *(stream.run(LONG, SHIFTED) for stream in unwanted)):
+        stream.learner.close()
+        assert stream.learner.relearnt_total == 0
+
+
+def test_a_checkpoint_from_before_there_was_any_of_this_begins_with_nothing_watched() -> None:
+    stream = Stream(settings_of()).run(1500)
+    state = dict(stream.saved()["learner"])
+    for name in ("drift", "latest", "drifted", "began", "relearnt"):
+        del state[name]
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
+    learner.restore(state)
+    assert learner.seen == 1500
+    assert learner.relearnt_total == 0
+    for each in (stream.learner, learner):
+        each.close()

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from streamdet.clock import Clock
-from streamdet.config import Settings
-from streamdet.events import Floats, LaneId, Rows, Schema, State, Verdicts
+from streamdet.config import FeatureNoise, Settings
+from streamdet.decide.harmless import FeatureRules
+from streamdet.events import Bools, Floats, LaneId, Rows, Schema, State, Verdicts
 from streamdet.learn.buffer import NormalRows, Ring
 from streamdet.learn.drift import Drift
 from streamdet.learn.gate import GateResult, examine
@@ -79,6 +80,8 @@ class Learner:
         self._quarantine = Quarantine(schema.width)
         # A metric's own history follows the stream row by row.
         self._follows = settings.learning.enabled and settings.learning.drift and not schema.metric
+        rules = (settings.noise.features.get(name, FeatureNoise()) for name in schema.numeric)
+        self._rules = FeatureRules.of(list(rules))
         self._drift = Drift(settings.limit.window)
         # What a new state is learnt from: no more than has left the quarantine since it began.
         self._latest = Ring(min(self._drift.stays - WAITING, settings.learning.buffer), schema.width)
@@ -129,9 +132,9 @@ class Learner:
             # In the warm-up nobody knows yet what is strange, and every row is needed.
             released = self._quarantine.add(*waiting) if self.warm else waiting
             self._rows.add(*released)
-            self._latest.add(released.rows)
+            self._latest.add(released.rows[self._possible(released.rows)])
             if self._follows and self.warm:
-                self._drifted |= self._drift.add(verdicts.raw)
+                self._drifted |= self._drift.add(verdicts.raw[self._possible(rows)])
             self.seen += len(rows)
         self.positions |= next_offsets
         if self._drifted and self.seen % ACT_EVERY == 0:
@@ -190,6 +193,11 @@ class Learner:
         log.log(level if rare else logging.DEBUG, text)
         if rare:
             self._said_s = now_s
+
+    def _possible(self, rows: Rows) -> Bools:
+        """Which rows lie within the hard ranges, (n,): the others are no state to learn, however long they last."""
+        numeric = rows.values[:, : len(self._schema.numeric)].astype(np.float64)
+        return ~np.asarray(self._rules.outside(numeric).any(axis=1))
 
     def _relearn(self) -> None:
         """Learn the state that the stream is in now, from its rows alone. A run under way is about the one before."""

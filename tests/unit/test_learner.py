@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import normal_rows, schema_of
+from strategies import names_of, normal_rows, schema_of
 
 from streamdet.checkpoint.format import digest
 from streamdet.checkpoint.freeze import freeze_now
 from streamdet.clock import SystemClock
-from streamdet.config import Settings
+from streamdet.config import Noise, Settings
 from streamdet.decide import judge
-from streamdet.events import LaneId, Mode, Rows, State, Verdicts
+from streamdet.events import LaneId, Mode, Rows, Schema, State, Verdicts
 from streamdet.learn.learner import ACT_EVERY, FIRST_RUN, WAIT_S, Learner
 from streamdet.learn.trainer import train
 from streamdet.models.release import Release
@@ -32,6 +32,7 @@ WARMUP, EVERY, LAG = 600, 1024, 200
 APART = 512  # between runs, as long as a stream is short
 EARLY = [FIRST_RUN, 2 * FIRST_RUN, 4 * FIRST_RUN, 8 * FIRST_RUN, WARMUP]  # of the warm-up
 LATER = WARMUP + APART  # the first run after the warm-up
+PLAIN = schema_of(COLUMNS)
 ROWS = normal_rows(N, COLUMNS, seed=11)
 # A run takes a fraction of a second; a test that waits for longer has failed.
 READY_MAX_S = 60.0
@@ -58,6 +59,7 @@ class Stream:
     settings: Settings
     seed: int = 0
     model: ModelVersion | None = None
+    schema: Schema = PLAIN
     learner: Learner = field(init=False)
     limits: Limits = field(init=False)
     at: int = 0
@@ -66,7 +68,7 @@ class Stream:
     modes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.learner = Learner(self.settings, schema_of(COLUMNS), CPU, SystemClock())
+        self.learner = Learner(self.settings, self.schema, CPU, SystemClock())
         self.limits = Limits(self.settings.limit)
 
     def run(self, until: int, rows: Rows = ROWS) -> "Stream":
@@ -406,6 +408,26 @@ def test_an_incident_that_ends_is_not_learnt_anew_nor_is_anything_if_nobody_want
     for stream in (incident, *(stream.run(LONG, SHIFTED) for stream in unwanted)):
         stream.learner.close()
         assert stream.learner.relearnt_total == 0
+
+
+def test_what_lies_outside_a_hard_range_is_not_learnt_anew_however_long_it_lasts() -> None:
+    schema = Schema(None, None, names_of(COLUMNS), ())
+    rows = normal_rows(LONG, schema.width, seed=12)
+    rows.values[SHIFT:] += np.float32(30.0)
+
+    def ranged(high: float) -> Learner:
+        noise = Noise.model_validate({"features": {schema.numeric[0]: {"range": [None, high]}}})
+        stream = Stream(settings_of().model_copy(update={"noise": noise}), schema=schema)
+        stream.run(ACTED + LAG, rows)
+        stream.learner.close()
+        return stream.learner
+
+    assert ranged(high=10.0).relearnt_total == 0
+    high = float(np.median(rows.values[SHIFT:, 0]))
+    learnt = ranged(high)
+    assert learnt.relearnt_total == 1
+    assert learnt.release is not None
+    assert float(learnt.release.version.scaler.location[0]) < high - 0.3 * rows.values[:SHIFT, 0].std()
 
 
 def test_a_checkpoint_from_before_there_was_any_of_this_begins_with_nothing_watched() -> None:

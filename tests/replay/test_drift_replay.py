@@ -52,8 +52,8 @@ def records(rng: np.random.Generator) -> Floats:
 KINDS = {"sensors": sensors, "records": records}
 
 
-def stream(kind: str, until: int = N) -> tuple[Floats, Bools]:
-    """Rows that are three spreads off from the shift on, and which of them have one column off by four more."""
+def stream(kind: str, until: int = N, spreads: float = 3.0) -> tuple[Floats, Bools]:
+    """Rows that are so many spreads off from the shift on, and which of them have one column off by four more."""
     rng = np.random.default_rng(1)
     rows = KINDS[kind](rng)
     spread = rows.std(axis=0)
@@ -61,17 +61,19 @@ def stream(kind: str, until: int = N) -> tuple[Floats, Bools]:
     anomalous[:1_000] = False
     column = rng.integers(COLUMNS, size=N)
     rows[anomalous, column[anomalous]] += 4.0 * spread[column[anomalous]]
-    rows[SHIFT:until] += 3.0 * spread * rng.choice([-1.0, 1.0], COLUMNS)
+    rows[SHIFT:until] += spreads * spread * rng.choice([-1.0, 1.0], COLUMNS)
     return rows, anomalous
 
 
-def replayed(folder: Path, rows: Floats, *, drift: bool = True, batch: int = 16_384) -> Found:
+def replayed(
+    folder: Path, rows: Floats, *, drift: bool = True, batch: int = 16_384, rule: str = "controlled"
+) -> Found:
     recording, scores = folder / "plant.csv", folder / "scores.parquet"
     header = ",".join(f"c{i}" for i in range(COLUMNS))
     np.savetxt(recording, rows, delimiter=",", header=header, comments="", fmt="%.5g")
     settings = parse(
         {
-            "limit": {"alert_rate": RATE, "window": WINDOW},
+            "limit": {"alert_rate": RATE, "window": WINDOW, "rule": rule},
             "learning": {"drift": drift},
             "input": {"batch": {"max_events": batch}},
             "model": {"device": "cpu"},
@@ -98,6 +100,21 @@ def test_after_a_shift_that_stays_all_is_as_before_within_two_windows(kind: str,
     assert 0.8 <= found.normal[BACK:].mean() <= 0.95
     assert np.median(found.raw[BACK:]) < 1.0
     assert roc_auc_score(anomalous[BACK:], found.raw[BACK:]) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"), [("rolling", "sensors"), ("conformal", "sensors"), ("rolling", "records")]
+)
+def test_there_is_a_way_back_where_a_shift_has_frozen_limit_and_learning(
+    rule: str, kind: str, tmp_path: Path
+) -> None:
+    rows, _ = stream(kind, spreads=12.0)
+    stuck, found = (replayed(tmp_path, rows, drift=drift, rule=rule) for drift in (False, True))
+    assert stuck.flagged[SHIFT + WINDOW : BACK].mean() > 10 * RATE
+    assert stuck.normal[SHIFT + WINDOW : BACK].mean() < 0.7
+    assert 0.5 <= found.flagged[BACK:].mean() / RATE <= 2.0
+    assert 0.8 <= found.normal[BACK:].mean() <= 0.95
+    assert np.median(found.raw[BACK:]) < 1.0
 
 
 def test_neither_a_stream_without_a_change_nor_an_incident_that_ends_is_learnt_anew(tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ class FeatureRules:
         """Whether there is anything that they can excuse."""
         return bool((~self.up | ~self.down | (self.least > 0) | (self.least_relative > 0)).any())
 
+    @property
+    def has_ranges(self) -> bool:
+        """Whether anything can lie outside."""
+        return bool((np.isfinite(self.low) | np.isfinite(self.high)).any())
+
     def outside(self, numeric: Floats) -> Bools:
         """Which of the values, (n, D), lie outside their hard range, (n, D); a missing one does not."""
         return (numeric < self.low) | (numeric > self.high)

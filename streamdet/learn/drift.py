@@ -94,6 +94,11 @@ class Drift:
         """How many scores a rise has stayed, at least, when it is confirmed."""
         return self._blocks * BLOCK
 
+    @property
+    def soonest(self) -> int:
+        """With how many more scores a rise can be confirmed, at least."""
+        return max(self._blocks - len(self._since), 1) * BLOCK - len(self._scores)
+
     def add(self, raw: Floats) -> bool:
         """Whether raw scores (n,), in nats, confirm a rise; NaN, of no model, is left out."""
         scores = np.concatenate([self._scores, raw[~np.isnan(raw)]])

@@ -43,7 +43,7 @@ SAY_EVERY_S = 10.0
 NEVER = int(np.iinfo(np.int64).max)
 # So long an adoption waits for its run in one go; then the loop sees to its place in the group.
 WAIT_S = 0.25
-# Drift is acted upon at multiples of so many events: a batch ends there.
+# Drift is acted upon at multiples of so many events: a batch ends at the first one at which it may have been confirmed.
 ACT_EVERY = 2048
 # A snapshot with fewer rows is not worth a model.
 ROWS_MIN = 32
@@ -120,7 +120,8 @@ class Learner:
         if self._run is not None:
             boundaries.append(self._run.adopt_at)
         if self._follows:
-            boundaries.append(self.seen - self.seen % ACT_EVERY + ACT_EVERY)
+            soonest = self.seen + (1 if self._drifted else self._drift.soonest)
+            boundaries.append(-(-soonest // ACT_EVERY) * ACT_EVERY)
         return min(boundaries) - self.seen
 
     def observe(
@@ -194,8 +195,10 @@ class Learner:
         if rare:
             self._said_s = now_s
 
-    def _possible(self, rows: Rows) -> Bools:
-        """Which rows lie within the hard ranges, (n,): the others are no state to learn, however long they last."""
+    def _possible(self, rows: Rows) -> "slice | Bools":
+        """Which rows lie within the hard ranges: the others are no state to learn, however long they last."""
+        if not self._rules.has_ranges:
+            return slice(None)
         numeric = rows.values[:, : len(self._schema.numeric)].astype(np.float64)
         return ~np.asarray(self._rules.outside(numeric).any(axis=1))
 

@@ -55,6 +55,17 @@ def rising_and_falling(draw: st.DrawFn) -> Floats:
     return np.asarray(scores + np.repeat(levels, lengths))
 
 
+@given(rising_and_falling(), st.integers(1, 200))
+def test_no_rise_is_confirmed_sooner_than_is_said(raw: Floats, step: int) -> None:
+    drift, soonest = Drift(LASTS), 0
+    for start in range(0, len(raw), step):
+        part = raw[start : start + step]
+        soonest = max(soonest, start + drift.soonest)
+        if drift.add(part):
+            assert start + len(part) >= soonest
+            soonest = 0
+
+
 @given(st.data(), rising_and_falling())
 def test_neither_batches_nor_a_restart_change_what_is_found(data: st.DataObject, raw: Floats) -> None:
     whole, cut = Drift(LASTS), Drift(LASTS)

@@ -63,5 +63,6 @@ def show(
     if learner is not None:
         metrics.adopted.set(learner.adopted_total)
         metrics.waited.set(learner.waited_s)
+        metrics.drift.labels("relearn").set(learner.relearnt_total)
         for reason, refused in learner.refused_total.items():
             metrics.refused.labels(reason).set(refused)

@@ -91,8 +91,10 @@ class Lane:
         return self.ahead[0] if self.ahead and self.ahead[0].offset <= self.next_offset else None
 
     def adopt(self, release: Release) -> None:
-        """Judge by this version from the next record on, with the limits carried over to its scale."""
-        if self.release is not None and len(release.rows):
+        """Judge by this version from the next record on, with the limits carried over to its scale, or begun anew."""
+        if self.release is not None and len(release.rows) and release.anew:
+            self.limits.begin_anew(release.scores_by(release.version))
+        elif self.release is not None and len(release.rows):
             before = self.release.version
             self.limits.rescale(release.scores_by(before), release.scores_by(release.version))
         self.release = release.without_rows()

@@ -113,6 +113,7 @@ def replay(
         "metrics": asdict(outcome.quality()),
         "events_after_warmup": outcome.after_warmup,
         "anomalous_after_warmup": outcome.anomalous,
+        "drift": {"relearn": worker.learner.relearnt_total if worker.learner is not None else 0},
         "model_versions": worker.learner.adopted_total if worker.learner is not None else 0,
     }
     if what.report is not None:

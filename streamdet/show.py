@@ -66,6 +66,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     if held_back.keys() - {Cause.EXCURSION.label}:
         told = ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in held_back.items())
         lines.append(f"held back, by the reason: {told}")
+    if summary["drift"]["relearn"]:
+        lines.append(f"learnt anew after a change that came to stay: {summary['drift']['relearn']:,} times")
     metrics = {name: value for name, value in summary["metrics"].items() if value is not None}
     if metrics:
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items())

@@ -51,6 +51,11 @@ class Learning(Section):
         le=1_000_000,
         description="Normal rows kept to learn from; half of them the newest.",
     )
+    drift: bool = Field(
+        True,
+        description="True: where scores have risen far and stayed there for limit.window events, the model is learnt "
+        "anew from these, as after a change of level for good. Not of a metric, whose history follows by itself.",
+    )
     gate: Gate = Field(Gate(), description="Conditions of adoption.")
 
     @model_validator(mode="after")

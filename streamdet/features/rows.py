@@ -120,7 +120,7 @@ class LaneFeatures:
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
         features, newest = len(self._schema.columns), history - NEWEST_COLUMNS
-        inside: Bools = ~outside.any(axis=1)
+        inside = ~np.asarray(outside.any(axis=1))
         values[:, newest:history] = self._newest.follow(values[:, :features], ~imputed[:, :features], inside)
         return Featured(Rows(values, imputed), slots, fresh, usual, outside)
 

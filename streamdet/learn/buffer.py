@@ -79,6 +79,13 @@ class NormalRows:
         self._recent.add(training)
         self._add_to_sample(training)
 
+    def begin_anew(self, rows: Rows, first: int) -> None:
+        """Forget all; of these events, which are number `first` and following, all rows (n, F) are normal."""
+        for ring in (self._recent, self._sample, self._held_out):
+            ring.added = 0
+        all_of = np.ones(len(rows), np.bool_)
+        self.add(rows, all_of, all_of, first)
+
     def training(self) -> Rows:
         """The rows to learn from."""
         return Rows.concatenate([self._sample.rows(), self._recent.rows()])

@@ -20,9 +20,11 @@ import torch
 
 from streamdet.clock import Clock
 from streamdet.config import Settings
-from streamdet.events import Floats, LaneId, Rows, Schema, State, Verdicts
-from streamdet.learn.buffer import NormalRows
+from streamdet.events import Bools, Floats, LaneId, Rows, Schema, State, Verdicts
+from streamdet.learn.buffer import NormalRows, Ring
+from streamdet.learn.drift import Drift
 from streamdet.learn.gate import GateResult, examine
+from streamdet.learn.quarantine import ROWS as WAITING
 from streamdet.learn.quarantine import Quarantine, Released
 from streamdet.learn.trainer import WARMUP_TRIM, Snapshot, spread_floor, train
 from streamdet.models.release import Release
@@ -40,6 +42,8 @@ SAY_EVERY_S = 10.0
 NEVER = int(np.iinfo(np.int64).max)
 # So long an adoption waits for its run in one go; then the loop sees to its place in the group.
 WAIT_S = 0.25
+# Drift is acted upon at multiples of so many events: a batch ends at the first one at which it may have been confirmed.
+ACT_EVERY = 2048
 # A snapshot with fewer rows is not worth a model.
 ROWS_MIN = 32
 
@@ -73,6 +77,14 @@ class Learner:
         self._clock = clock
         self._rows = NormalRows(settings.learning.buffer, schema.width, settings.model.seed)
         self._quarantine = Quarantine(schema.width)
+        # A metric's own history follows the stream row by row.
+        self._follows = settings.learning.enabled and settings.learning.drift and not schema.metric
+        self._low, self._high = np.array(settings.noise.ranges(schema), np.float64).reshape(-1, 2).T
+        self._drift = Drift(settings.limit.window)
+        # What a new state is learnt from: no more than has left the quarantine since it began.
+        self._latest = Ring(min(self._drift.stays - WAITING, settings.learning.buffer), schema.width)
+        self._drifted = False
+        self._began = 0  # the count from which it knows
         # Torch keeps the number of threads per thread: left to itself, this one would take all cores.
         self._executor = ThreadPoolExecutor(
             1, thread_name_prefix="fine-tune", initializer=torch.set_num_threads, initargs=(1,)
@@ -87,6 +99,7 @@ class Learner:
         self.positions: dict[LaneId, int] = {}
         self.adopted_total = 0
         self.refused_total: Counter[str] = Counter()
+        self.relearnt_total = 0
         self.waited_s = 0.0
         self._said_s = -math.inf
 
@@ -104,6 +117,9 @@ class Learner:
             boundaries.append(self._warmup)
         if self._run is not None:
             boundaries.append(self._run.adopt_at)
+        if self._follows:
+            soonest = self.seen + (1 if self._drifted else self._drift.soonest)
+            boundaries.append(-(-soonest // ACT_EVERY) * ACT_EVERY)
         return min(boundaries) - self.seen
 
     def observe(
@@ -113,12 +129,18 @@ class Learner:
         for rows, verdicts in parts:
             waiting = Released(rows, verdicts.normal, verdicts.fed, self.seen)
             # In the warm-up nobody knows yet what is strange, and every row is needed.
-            self._rows.add(*(self._quarantine.add(*waiting) if self.warm else waiting))
+            released = self._quarantine.add(*waiting) if self.warm else waiting
+            self._rows.add(*released)
+            self._latest.add(released.rows[self._possible(released.rows)])
+            if self._follows and self.warm:
+                self._drifted |= self._drift.add(verdicts.raw[self._possible(rows)])
             self.seen += len(rows)
         self.positions |= next_offsets
-        if self.seen == self._next_start:
-            self._start(limit)
-            self._next_start = self._following(self._next_start)
+        if self._drifted and self.seen % ACT_EVERY == 0:
+            self._relearn()
+        elif self.seen == self._next_start:
+            self._start(limit, trim=WARMUP_TRIM if self.seen <= self._warmup else 0.0)
+            self._next_start = self._following(self.seen)
 
     def adopt(self) -> Release | None:
         """A new release, if the count of its adoption has come, its run is ready and the gate let it pass.
@@ -144,14 +166,15 @@ class Learner:
             )
             return None
         self.adopted_total += 1
+        anew = bool(snapshot.at == self._began)
         if self._floor is None:
             self._floor = spread_floor(snapshot.training)
         log.info(
             "model adopted version=%s preset=%s at=%d %s", outcome.candidate.id, outcome.candidate.preset,
-            self.seen, outcome.gate or "warm-up",
+            self.seen, outcome.gate or ("anew" if anew else "warm-up"),
         )  # fmt: skip
         warm = outcome.candidate.trained_at >= self._warmup
-        self.release = Release(outcome.candidate, warm, self._rows.held_out())
+        self.release = Release(outcome.candidate, warm, self._rows.held_out(), anew)
         return self.release
 
     def forget(self, lane: LaneId) -> None:
@@ -170,20 +193,38 @@ class Learner:
         if rare:
             self._said_s = now_s
 
+    def _possible(self, rows: Rows) -> "slice | Bools":
+        """Which rows lie within the hard ranges: the others are no state to learn, however long they last."""
+        if np.isinf(self._low).all() and np.isinf(self._high).all():
+            return slice(None)
+        numeric = rows.values[:, : len(self._low)].astype(np.float64)
+        return np.asarray(((self._low <= numeric) & (numeric <= self._high)).all(axis=1))
+
+    def _relearn(self) -> None:
+        """Learn the state that the stream is in now, from its rows alone. A run under way is about the one before."""
+        self._drifted, self._run, self._floor, self._began = False, None, None, self.seen
+        self.relearnt_total += 1
+        log.warning("drift confirmed action=relearn at=%d", self.seen)
+        latest = self._latest.oldest_first()
+        self._rows.begin_anew(latest, self.seen - WAITING - len(latest))
+        # Neither the limit in force nor the model that gave it says anything of this state: the gate cannot compare.
+        self._start(math.nan, trim=WARMUP_TRIM)
+        self._next_start = self._following(self.seen)
+
     def _following(self, start: int) -> int:
-        learning = self._settings.learning
-        apart = start if start < self._warmup else max(start // GROWTH, APART_MIN)
+        learning, age = self._settings.learning, start - self._began
+        apart = age if start < self._warmup else max(age // GROWTH, APART_MIN)
         following = start + min(apart, learning.every)
         if start < self._warmup < following:
             following = self._warmup  # the first alerts are by a model of the whole warm-up
         return following if learning.enabled or following <= self._warmup else NEVER
 
-    def _start(self, limit: float) -> None:
+    def _start(self, limit: float, *, trim: float) -> None:
         snapshot = Snapshot(
             training=self._rows.training(),
             held_out=self._rows.held_out(),
             spread_floor=self._floor,
-            trim=WARMUP_TRIM if self.seen <= self._warmup else 0.0,
+            trim=trim,
             at=self.seen,
         )
         if len(snapshot.training) < ROWS_MIN or len(snapshot.held_out) < ROWS_MIN // 4:
@@ -225,6 +266,11 @@ class Learner:
             "seen": self.seen,
             "next_start": self._next_start,
             "adopted": self.adopted_total,
+            "drift": self._drift.state(),
+            "latest": self._latest.state(),
+            "drifted": self._drifted,
+            "began": self._began,
+            "relearnt": self.relearnt_total,
         }
         if self._floor is not None:
             state["floor"] = self._floor
@@ -249,6 +295,11 @@ class Learner:
         self.seen = state["seen"]
         self._next_start = state["next_start"]
         self.adopted_total = state["adopted"]
+        if "drift" in state:  # older ones had none
+            self._drift.restore(state["drift"])
+            self._latest.restore(state["latest"])
+            self._drifted, self._began = state["drifted"], state["began"]
+            self.relearnt_total = state["relearnt"]
         self.positions = {LaneId.parse(lane): offset for lane, offset in state["positions"].items()}
         self._floor = np.array(state["floor"]) if "floor" in state else None
         if "release" in state:

@@ -16,6 +16,7 @@ class Release:
     version: ModelVersion
     warm: bool  # trained on the whole warm-up: lanes alert by it
     rows: Rows  # recent normal rows that it was not trained on
+    anew: bool = False  # it knows nothing of what was before these rows: no limit can be carried over to it
     _scores: dict[str, Floats] = field(default_factory=dict)
 
     def scores_by(self, version: ModelVersion) -> Floats:
@@ -26,7 +27,7 @@ class Release:
 
     def without_rows(self) -> "Release":
         """What a lane needs to go on judging."""
-        return Release(self.version, self.warm, self.rows[:0])
+        return Release(self.version, self.warm, self.rows[:0], self.anew)
 
     def state(self) -> State:
         """All of it, as arrays."""
@@ -36,6 +37,7 @@ class Release:
             "tensors": tensors,
             "trained_at": self.version.trained_at,
             "warm": self.warm,
+            "anew": self.anew,
             "rows": {"values": self.rows.values, "imputed": self.rows.imputed},
         }
 
@@ -47,4 +49,4 @@ class Release:
             state["preset"], schema.columns, len(schema.numeric), tensors, state["trained_at"], device
         )
         rows = Rows(np.array(state["rows"]["values"]), np.array(state["rows"]["imputed"]))
-        return cls(version, state["warm"], rows)
+        return cls(version, state["warm"], rows, state.get("anew", False))

@@ -58,6 +58,12 @@ class Metrics:
         self.refused = Gauge(
             "streamdet_models_refused", "Candidates refused by the gate", ["reason"], registry=r
         )
+        self.drift = Gauge(
+            "streamdet_drift_total",
+            "Rises of the scores that came to stay, by what was done about them",
+            ["action"],
+            registry=r,
+        )
         self.waited = Gauge(
             "streamdet_adoption_wait_seconds", "Seconds spent waiting for a fine-tune", registry=r
         )

@@ -100,6 +100,18 @@ class Limits:
         coarse = (where[COARSE // 2 :: COARSE] + where[COARSE // 2 - 1 :: COARSE] + 1.0) / (2 * COARSE) - 0.5
         _rescale(where, np.maximum(coarse, 0.0), self._rule, self._kept)
 
+    def begin_anew(self, scores: Floats) -> None:
+        """Forget all, and begin with raw scores (m,) that are normal; entities begin with nothing.
+
+        Limits that have seen nothing stay as they are.
+        """
+        if self._kept.seen[LANE_SLOT] == 0:
+            return
+        self._kept = Slots.empty(len(self._kept.weight), _columns(self._rule))
+        scores = np.resize(scores, max(len(scores), SEEN_MIN))  # over again, as fewer would give no limit
+        lane = np.full(len(scores), LANE_SLOT)
+        self.judge(scores, lane, np.zeros(len(scores), np.bool_), alerting=False)
+
     @property
     def lane_limit(self) -> float:
         """The limit of the lane as a whole; NaN before the first scores."""

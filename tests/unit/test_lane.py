@@ -2,6 +2,7 @@
 
 import string
 from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ from streamdet.events import LaneId, State
 from streamdet.lane import NOTED_MAX, TIMELINE_MAX, Adoption, Lane, read, written
 from streamdet.learn.trainer import Snapshot, train
 from streamdet.models.release import Release
+from streamdet.threshold.limits import SEEN_MIN
 
 LANE = LaneId("plant", 0)
 SETTINGS = parse(QUICK)
@@ -55,7 +57,7 @@ def lane_at(offset: int, *timeline: Adoption) -> Lane:
 def test_versions_that_come_and_go_before_the_first_record_leave_no_trace() -> None:
     first, second, third = releases(3)
     there_all_along, late = lane_at(7), lane_at(7)
-    for release in (first, second, third):
+    for release in (first, replace(second, anew=True), third):
         there_all_along.adopt(release)
     late.adopt(third)
     assert list(late.timeline) == [Adoption(7, third.version.id)]
@@ -223,6 +225,23 @@ def test_a_lane_keeps_no_rows_of_its_release_and_carries_limits_over_by_those_of
     lane.adopt(second)
     assert not np.array_equal(lane.limits.state()["histogram"], before)
     assert len(first.rows) == 100
+
+
+def test_with_a_release_that_knows_nothing_of_before_limits_begin_anew_and_entities_with_nothing() -> None:
+    first, second = releases(2)
+    lane, young = lane_at(0), lane_at(0)
+    for each in (lane, young):
+        each.adopt(first)
+    slots = np.arange(1_000) % 3
+    lane.limits.judge(np.full(1_000, 7.0), slots, np.zeros(1_000, np.bool_), alerting=True)
+    young.limits.judge(np.ones(1), slots[:1], np.zeros(1, np.bool_), alerting=False)
+    for each in (lane, young):
+        each.adopt(replace(second, anew=True))
+    found, expected = lane.limits.state(), young.limits.state()
+    assert all(np.array_equal(found[name][:1], expected[name][:1], equal_nan=True) for name in expected)
+    assert found["seen"].tolist() == [SEEN_MIN, 0, 0]
+    usual = second.version.score(second.rows)
+    assert np.median(usual) < lane.limits.lane_limit < 7.0
 
 
 def test_a_lane_restored_is_the_one_that_was_saved() -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import normal_rows, schema_of
+from strategies import names_of, normal_rows, schema_of
 
 from streamdet.checkpoint.format import digest
 from streamdet.checkpoint.freeze import freeze_now
 from streamdet.clock import SystemClock
-from streamdet.config import Settings
+from streamdet.config import Noise, Settings
 from streamdet.decide import judge
-from streamdet.events import LaneId, Mode, Rows, State, Verdicts
-from streamdet.learn.learner import FIRST_RUN, WAIT_S, Learner
+from streamdet.events import LaneId, Mode, Rows, Schema, State, Verdicts
+from streamdet.learn.learner import ACT_EVERY, FIRST_RUN, WAIT_S, Learner
 from streamdet.learn.trainer import train
 from streamdet.models.release import Release
 from streamdet.models.version import ModelVersion
@@ -32,6 +32,7 @@ WARMUP, EVERY, LAG = 600, 1024, 200
 APART = 512  # between runs, as long as a stream is short
 EARLY = [FIRST_RUN, 2 * FIRST_RUN, 4 * FIRST_RUN, 8 * FIRST_RUN, WARMUP]  # of the warm-up
 LATER = WARMUP + APART  # the first run after the warm-up
+PLAIN = schema_of(COLUMNS)
 ROWS = normal_rows(N, COLUMNS, seed=11)
 # A run takes a fraction of a second; a test that waits for longer has failed.
 READY_MAX_S = 60.0
@@ -58,6 +59,7 @@ class Stream:
     settings: Settings
     seed: int = 0
     model: ModelVersion | None = None
+    schema: Schema = PLAIN
     learner: Learner = field(init=False)
     limits: Limits = field(init=False)
     at: int = 0
@@ -66,7 +68,7 @@ class Stream:
     modes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.learner = Learner(self.settings, schema_of(COLUMNS), CPU, SystemClock())
+        self.learner = Learner(self.settings, self.schema, CPU, SystemClock())
         self.limits = Limits(self.settings.limit)
 
     def run(self, until: int, rows: Rows = ROWS) -> "Stream":
@@ -336,3 +338,106 @@ def test_a_release_carries_the_held_out_rows_and_whether_it_has_seen_the_warm_up
     assert last.warm
     assert last.version.id == dict(whole.adopted)[WARMUP]
     stream.learner.close()
+
+
+# A level that has moved for good is confirmed after a window, and acted upon at the next count for that.
+SHIFT, ACTED = 2000, 2 * ACT_EVERY
+LONG = ACTED + 1000
+
+
+def shifted(until: int = LONG) -> Rows:
+    rows = normal_rows(LONG, COLUMNS, seed=12)
+    rows.values[SHIFT:until] += np.float32(30.0)
+    return rows
+
+
+SHIFTED = shifted()
+
+
+@pytest.fixture(scope="module")
+def moved() -> Stream:
+    stream = Stream(settings_of()).run(LONG, SHIFTED)
+    stream.learner.close()
+    return stream
+
+
+def test_a_state_that_has_come_to_stay_is_learnt_anew_and_its_rows_are_usual_again(
+    moved: Stream, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert moved.learner.relearnt_total == 1
+    assert ACTED + LAG in [at for at, _ in moved.adopted]
+    assert moved.model is not None
+    values = SHIFTED.values[SHIFT:].astype(np.float64)
+    off = (moved.model.scaler.location.numpy()[:COLUMNS] - values.mean(0)[:COLUMNS]) / values.std(0)[:COLUMNS]
+    assert (np.abs(off) < 0.5).all()
+    assert np.median(moved.scores[ACTED + LAG :]) < 1.5
+    stream = Stream(settings_of()).run(ACTED, SHIFTED)
+    stream.learner.close()
+    assert f"drift confirmed action=relearn at={ACTED}" in caplog.text
+
+
+def test_neither_batches_nor_a_restart_change_what_is_learnt_anew(moved: Stream) -> None:
+    for at in (
+        SHIFT + 500,  # the rise is watched
+        ACTED - 1,  # it is confirmed
+        ACTED,  # the run has started
+        ACTED + LAG - 1,  # it is about to be adopted
+        ACTED + LAG,  # runs are close together again
+    ):
+        first = Stream(settings_of(), seed=at).run(at, SHIFTED)
+        second = Stream.restored(settings_of(), first.saved(), at, seed=at + 1).run(LONG, SHIFTED)
+        for stream in (first, second):
+            stream.learner.close()
+        assert first.adopted + second.adopted == moved.adopted
+        assert np.array_equal(first.scores + second.scores, moved.scores, equal_nan=True)
+        assert second.learner.relearnt_total == 1
+
+
+def test_what_is_learnt_anew_comes_with_limits_that_begin_anew() -> None:
+    stream = Stream(settings_of()).run(ACTED + LAG, SHIFTED)
+    release = stream.learner.release
+    stream.learner.close()
+    assert release is not None
+    assert release.anew
+    assert (release.rows.values[:, 0] > 10.0).all()
+
+
+def test_an_incident_that_ends_is_not_learnt_anew_nor_is_anything_if_nobody_wants_it() -> None:
+    incident = Stream(settings_of()).run(LONG, shifted(until=SHIFT + 900))
+    unwanted = [Stream(settings_of(drift=False)), Stream(settings_of(enabled=False))]
+    for stream in (incident, *(stream.run(LONG, SHIFTED) for stream in unwanted)):
+        stream.learner.close()
+        assert stream.learner.relearnt_total == 0
+
+
+def test_what_lies_outside_a_hard_range_is_not_learnt_anew_however_long_it_lasts() -> None:
+    schema = Schema(None, None, names_of(COLUMNS), ())
+    rows = normal_rows(LONG, schema.width, seed=12)
+    rows.values[SHIFT:] += np.float32(30.0)
+
+    def ranged(high: float) -> Learner:
+        noise = Noise.model_validate({"features": {schema.numeric[0]: {"range": [None, high]}}})
+        stream = Stream(settings_of().model_copy(update={"noise": noise}), schema=schema)
+        stream.run(ACTED + LAG, rows)
+        stream.learner.close()
+        return stream.learner
+
+    assert ranged(high=10.0).relearnt_total == 0
+    high = float(np.median(rows.values[SHIFT:, 0]))
+    learnt = ranged(high)
+    assert learnt.relearnt_total == 1
+    assert learnt.release is not None
+    assert float(learnt.release.version.scaler.location[0]) < high - 0.3 * rows.values[:SHIFT, 0].std()
+
+
+def test_a_checkpoint_from_before_there_was_any_of_this_begins_with_nothing_watched() -> None:
+    stream = Stream(settings_of()).run(1500)
+    state = dict(stream.saved()["learner"])
+    for name in ("drift", "latest", "drifted", "began", "relearnt"):
+        del state[name]
+    learner = Learner(settings_of(), schema_of(COLUMNS), CPU, SystemClock())
+    learner.restore(state)
+    assert learner.seen == 1500
+    assert learner.relearnt_total == 0
+    for each in (stream.learner, learner):
+        each.close()

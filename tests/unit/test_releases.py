@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,15 @@ def made() -> list[Release]:
     """More versions than are kept at hand."""
     snapshots = (Snapshot(ROWS[:200], ROWS[200:], None, 0.0, at) for at in range(1, KEPT + 3))
     return [Release(train(s, None, SCHEMA, None, 0, CPU), warm=True, rows=ROWS[200:]) for s in snapshots]
+
+
+def test_a_release_is_read_as_it_was_written_and_one_of_before_carries_limits_over(
+    made: list[Release],
+) -> None:
+    state = replace(made[0], anew=True).state()
+    read = Release.from_state(state, SCHEMA, CPU)
+    assert (read.version.id, read.warm, read.anew) == (made[0].version.id, True, True)
+    assert not Release.from_state({k: v for k, v in state.items() if k != "anew"}, SCHEMA, CPU).anew
 
 
 class Member:

@@ -36,6 +36,7 @@ SUMMARY = {
     "rejected": 6,
     "alerts": 78,
     "held_back": {"direction": 0, "excursion": 5},
+    "drift": {"relearn": 0},
     "seconds": 0.5,
     "events_per_second": 24_690.0,
     "device": "cpu",
@@ -69,6 +70,12 @@ def test_a_summary_says_what_rules_have_held_back_and_is_silent_where_there_are_
     held_back = {"direction": 1_200, "k_of_n": 3, "cool_down": 0, "excursion": 5}
     told = "held back, by the reason: direction 1,200, k of n 3, excursion 5"
     assert told in summary_lines(SUMMARY | {"held_back": held_back})
+
+
+def test_a_summary_says_how_often_the_model_was_learnt_anew_if_it_was() -> None:
+    assert not any("anew" in line for line in summary_lines(SUMMARY))
+    told = "learnt anew after a change that came to stay: 2 times"
+    assert told in summary_lines(SUMMARY | {"drift": {"relearn": 2}})
 
 
 def test_a_line_of_the_table_stays_one_line_in_a_narrow_terminal() -> None:

@@ -12,7 +12,8 @@ import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streamdet.events import Events, LaneId, Records, Rows, Schema
+from streamdet.events import NEWEST_COLUMNS, Events, LaneId, Records, Rows, Schema
+from streamdet.features.newest import Newest
 from streamdet.learn.trainer import Snapshot, train
 from streamdet.models.autoencoder import Autoencoder
 from streamdet.models.calibration import Calibration
@@ -316,7 +317,16 @@ def normal_rows(n: int, columns: int, seed: int = 0, *, missing: float = 0.0) ->
     imputed = rng.random((n, columns)) < missing
     imputed[:, 0] = False
     values[imputed] = 0.0
-    return Rows((level + unit * values).astype(np.float32), imputed)
+    return beside_the_newest(Rows((level + unit * values).astype(np.float32), imputed), columns)
+
+
+def beside_the_newest(rows: Rows, columns: int) -> Rows:
+    """Rows of so many features, and their recent means, with what the newest before each say behind them."""
+    values, imputed = rows.values[:, :columns], rows.imputed[:, :columns]
+    newest = Newest(values.shape[1]).follow(values, ~imputed)
+    return Rows(
+        np.concatenate([rows.values, newest], axis=1), np.pad(rows.imputed, ((0, 0), (0, NEWEST_COLUMNS)))
+    )
 
 
 def snapshot_of(n: int = 1000, columns: int = 6, seed: int = 0, *, missing: float = 0.0) -> Snapshot:
@@ -350,7 +360,7 @@ def names_of(columns: int) -> tuple[str, ...]:
 @cache
 def untrained(columns: int) -> ModelVersion:
     """A version of any width whose network has learnt nothing; made at once."""
-    rows = normal_rows(200, columns).values.astype(np.float64)
+    rows = normal_rows(200, columns).values[:, :columns].astype(np.float64)
     network = Autoencoder(columns, torch.Generator().manual_seed(columns)).eval()
     surprises = np.random.default_rng(0).exponential(1.0, 500)
     mean = Calibration.fit(surprises + 0.5, pareto=True)

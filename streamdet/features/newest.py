@@ -81,16 +81,16 @@ class Newest:
             levels=np.zeros(4),
         )
 
-    def follow(self, values: NDArray[np.float32], there: Bools, taken: Bools) -> NDArray[np.float32]:
+    def follow(self, values: NDArray[np.float32], there: Bools) -> NDArray[np.float32]:
         """Columns, (n, NEWEST_COLUMNS), of rows (n, F), in order.
 
         The distance is that to the nearest of the newest rows, as a multiple of what nine in ten rows keep: the mean
         over the columns that were `there`, (n, F), in squashed spreads; 1 as long as there are too few rows. The drift
         is the mean over the columns of how far the mean of the newest is from that of those before, in spreads of
-        these, each counting for 1 at most. Where not `taken`, (n,), a row is not kept.
+        these, each counting for 1 at most.
         """
         columns = np.zeros((len(values), NEWEST_COLUMNS), np.float32)
-        _follow(np.ascontiguousarray(values), there, taken, self._kept, columns)
+        _follow(np.ascontiguousarray(values), there, self._kept, columns)
         return columns
 
     def state(self) -> State:
@@ -104,7 +104,7 @@ class Newest:
 
 @compiled
 def _follow(
-    values: NDArray[np.float32], there: Bools, taken: Bools, kept: Kept, out: NDArray[np.float32]
+    values: NDArray[np.float32], there: Bools, kept: Kept, out: NDArray[np.float32]
 ) -> None:  # pragma: no cover - compiled
     own = np.empty(values.shape[1], np.float32)
     for i in range(len(values)):
@@ -118,7 +118,7 @@ def _follow(
                 out[i, DISTANCE] = distance / kept.levels[FURTHEST]
             out[i, DRIFT] = kept.levels[MOVED]
             usual = _is_usual(distance, deviation, kept)
-        if usual and taken[i]:
+        if usual:
             _take_in(values[i], kept)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamdet.compiled import compiled
+from streamdet.compiled import compiled, inlined
 from streamdet.config import Missing
 from streamdet.events import NEWEST_COLUMNS, RECENT_STEPS, Bools, Events, Floats, Ints, Rows, Schema, State
 from streamdet.features.categories import Rarity
@@ -88,6 +88,7 @@ class LaneFeatures:
         self._recent = with_room(self._recent, int(slots.max(initial=0)) + 1, self._none_seen)
         values = np.empty((n, self._schema.width), np.float32)
         imputed = np.zeros(values.shape, np.bool_)
+        remembered = np.empty((n, numeric), np.float32)
         clipped = np.clip(events.numeric, -_VALUE_MAX, _VALUE_MAX)
         outside: Bools = (events.numeric < self._low) | (events.numeric > self._high)
         _fill(
@@ -100,6 +101,7 @@ class LaneFeatures:
             len(self._schema.columns),
             values,
             imputed,
+            remembered,
         )
         history = values.shape[1] - self._schema.history
         if self._expectation is not None:
@@ -120,8 +122,10 @@ class LaneFeatures:
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
         features, newest = len(self._schema.columns), history - NEWEST_COLUMNS
-        inside = ~np.asarray(outside.any(axis=1))
-        values[:, newest:history] = self._newest.follow(values[:, :features], ~imputed[:, :features], inside)
+        there = ~imputed[:, :features]
+        there[:, :numeric] &= ~outside
+        usable = np.concatenate([remembered, values[:, numeric:features]], axis=1)
+        values[:, newest:history] = self._newest.follow(usable, there)
         return Featured(Rows(values, imputed), slots, fresh, usual, outside)
 
     def category(self, column: int, code: int) -> str | None:
@@ -172,6 +176,17 @@ class LaneFeatures:
         return Recent(fast, slow, np.full((slots, width if self._repeats.any() else 0), np.nan))
 
 
+@inlined
+def _stand_in(slot: int, d: int, repeat: bool, kept: Recent) -> float:  # pragma: no cover - compiled
+    """The entity's last value or recent mean, else the lane's mean, else 0."""
+    own, lane = kept.slow[slot, d], kept.slow[0, d]
+    if repeat and not np.isnan(kept.last[slot, d]):
+        own = kept.last[slot, d]
+    if np.isnan(own):
+        own = lane
+    return 0.0 if np.isnan(own) else float(own)
+
+
 @compiled
 def _fill(
     numeric: Floats,
@@ -183,11 +198,13 @@ def _fill(
     features: int,
     values: NDArray[np.float32],
     imputed: Bools,
+    remembered: NDArray[np.float32],
 ) -> None:  # pragma: no cover - compiled
     """Copy (n, D) numbers into the rows, and their recent means, this event included, behind the features.
 
     Where a number is NaN, the entity's last value stands for it if the column `repeats`; otherwise the entity's recent
-    mean, else the lane's, else 0. One that is `outside` is not remembered.
+    mean, else the lane's, else 0. One that is `outside` is not remembered: among those that are, (n, D), the same
+    stands for it.
     """
     width = numeric.shape[1]
     fast, slow, last = kept
@@ -199,11 +216,13 @@ def _fill(
             last[slot] = np.nan
         for d in range(width):
             value = numeric[i, d]
-            if np.isnan(value):
-                own, lane = slow[slot, d], slow[0, d]
-                if repeats[d] and not np.isnan(last[slot, d]):
-                    own = last[slot, d]
-                value = own if not np.isnan(own) else (lane if not np.isnan(lane) else 0.0)
+            missing = np.isnan(value)
+            if missing or outside[i, d]:
+                remembered[i, d] = _stand_in(slot, d, repeats[d], kept)
+            else:
+                remembered[i, d] = value
+            if missing:
+                value = remembered[i, d]
                 imputed[i, d] = imputed[i, features + d] = imputed[i, features + width + d] = True
             elif not outside[i, d]:
                 if repeats[d]:

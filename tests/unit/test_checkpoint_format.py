@@ -212,7 +212,7 @@ def test_foreign_bytes_are_refused_by_name_and_with_a_word_for_metrics(content: 
 
 def test_another_format_is_refused_with_what_to_do() -> None:
     with pytest.raises(
-        CheckpointError, match=r"is of format 1, which this version \(format 5\) does not read: run"
+        CheckpointError, match=r"is of format 1, which this version \(format 6\) does not read: run"
     ):
         unpack(save({}, {"format": "1"}), "some-file")
 

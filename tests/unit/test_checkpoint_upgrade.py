@@ -45,7 +45,7 @@ def test_all_that_version_0_1_had_is_there(folder: Path) -> None:
     assert lane["limits"]["histogram"].dtype == np.float32
     assert np.isfinite(lane["limits"]["limit"][0])
     assert lane["release"]["warm"] is True
-    assert lane["release"]["rows"]["values"].shape == (0, 10)
+    assert lane["release"]["rows"]["values"].shape == (0, 12)
     assert lane["release"] is found.learner["release"]
 
 
@@ -103,6 +103,6 @@ def test_a_folder_without_any_has_nothing_to_upgrade(tmp_path: Path) -> None:
 
 def test_the_golden_file_itself_is_refused_where_this_format_is_expected(folder: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"is of format 1, which this version \(format 5\) does not read"
+        CheckpointError, match=r"is of format 1, which this version \(format 6\) does not read"
     ):
         unpack((folder / "000000000002.checkpoint.safetensors").read_bytes(), "x")

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import names_of, normal_rows, schema_of
+from strategies import beside_the_newest, names_of, normal_rows, schema_of
 
 from streamdet.checkpoint.format import digest
 from streamdet.checkpoint.freeze import freeze_now
 from streamdet.clock import SystemClock
 from streamdet.config import Noise, Settings
 from streamdet.decide import judge
-from streamdet.events import LaneId, Mode, Rows, Schema, State, Verdicts
+from streamdet.events import NEWEST_COLUMNS, LaneId, Mode, Rows, Schema, State, Verdicts
 from streamdet.learn.learner import ACT_EVERY, FIRST_RUN, WAIT_S, Learner
 from streamdet.learn.trainer import train
 from streamdet.models.release import Release
@@ -347,8 +347,9 @@ LONG = ACTED + 1000
 
 def shifted(until: int = LONG) -> Rows:
     rows = normal_rows(LONG, COLUMNS, seed=12)
-    rows.values[SHIFT:until] += np.float32(30.0)
-    return rows
+    values = rows.values[:, :COLUMNS].copy()
+    values[SHIFT:until] += np.float32(30.0)
+    return beside_the_newest(Rows(values, rows.imputed[:, :COLUMNS]), COLUMNS)
 
 
 SHIFTED = shifted()
@@ -412,8 +413,10 @@ def test_an_incident_that_ends_is_not_learnt_anew_nor_is_anything_if_nobody_want
 
 def test_what_lies_outside_a_hard_range_is_not_learnt_anew_however_long_it_lasts() -> None:
     schema = Schema(None, None, names_of(COLUMNS), ())
-    rows = normal_rows(LONG, schema.width, seed=12)
-    rows.values[SHIFT:] += np.float32(30.0)
+    values = normal_rows(LONG, 3 * COLUMNS, seed=12).values[:, : 3 * COLUMNS]
+    values[SHIFT:] += np.float32(30.0)
+    values = np.pad(values, ((0, 0), (0, NEWEST_COLUMNS)))  # the newest say nothing: all is as far from them
+    rows = Rows(values, np.zeros(values.shape, np.bool_))
 
     def ranged(high: float) -> Learner:
         noise = Noise.model_validate({"features": {schema.numeric[0]: {"range": [None, high]}}})

@@ -12,7 +12,7 @@ from strategies import cuts, events_of, some_events
 
 from streamdet.checkpoint.format import digest
 from streamdet.config import Missing, StandIn
-from streamdet.events import EXPECTATION_COLUMNS, HALF_LIVES, Events, Schema
+from streamdet.events import EXPECTATION_COLUMNS, HALF_LIVES, NEWEST_COLUMNS, Events, Schema
 from streamdet.features.rows import Featured, LaneFeatures
 
 SCHEMA = Schema(None, "device", ("a", "b"), ("site",))
@@ -81,7 +81,8 @@ def test_rows_are_finite_and_hold_what_was_there(events: Events, max_entities: i
     assert (rows.imputed[:, :2] == np.isnan(events.numeric)).all()
     assert not rows.imputed[:, 2].any()
     assert (rows.imputed[:, 3:5] == rows.imputed[:, :2]).all()
-    assert (rows.imputed[:, 5:] == rows.imputed[:, :2]).all()
+    assert (rows.imputed[:, 5:7] == rows.imputed[:, :2]).all()
+    assert not rows.imputed[:, 7:].any()
     there = ~rows.imputed[:, :2] & (np.abs(events.numeric) < 1e38)
     assert np.array_equal(rows.values[:, :2][there], events.numeric[there].astype(np.float32))
 
@@ -113,8 +114,8 @@ def test_beside_each_number_stand_its_recent_means_of_the_entity_with_this_event
     events = events_of(["d1", "d2", "d1"], [(0.0, 1.0), (100.0, 1.0), (8.0, NAN)])
     rows = features.transform(events).rows
     fast, slow = (8.0 * (1 - 2 ** (-1 / half_life)) for half_life in (5.0, 20.0))
-    assert rows.values[2].tolist() == pytest.approx([8.0, 1.0, fast, 1.0, slow, 1.0])
-    assert rows.imputed[2].tolist() == [False, True] * 3
+    assert rows.values[2, :6].tolist() == pytest.approx([8.0, 1.0, fast, 1.0, slow, 1.0])
+    assert rows.imputed[2, :6].tolist() == [False, True] * 3
 
 
 def test_an_entity_that_made_room_leaves_nothing_of_its_own_to_its_successor() -> None:
@@ -134,10 +135,10 @@ def test_numbers_beyond_float32_stay_extreme_and_finite() -> None:
 
 def test_a_schema_of_one_kind_gives_rows_of_that_kind() -> None:
     names = LaneFeatures(Schema(None, None, (), ("site",)), 1).transform(events_of([""], [()], ["north"]))
-    assert names.rows.values.shape == (1, 1)
+    assert names.rows.values.shape == (1, 1 + NEWEST_COLUMNS)
     numbers = LaneFeatures(Schema(None, None, ("a",), ()), 1).transform(events_of([""], [(1.0,)]))
-    assert numbers.rows.values[0, :-EXPECTATION_COLUMNS].tolist() == [1.0, 1.0, 1.0]
-    assert numbers.rows.values.shape == (1, 3 + EXPECTATION_COLUMNS)
+    assert numbers.rows.values[0, :3].tolist() == [1.0, 1.0, 1.0]
+    assert numbers.rows.values.shape == (1, 3 + NEWEST_COLUMNS + EXPECTATION_COLUMNS)
 
 
 def test_the_last_value_of_the_same_entity_stands_for_one_that_is_missing() -> None:

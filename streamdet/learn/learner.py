@@ -27,6 +27,7 @@ from streamdet.learn.gate import GateResult, examine
 from streamdet.learn.quarantine import ROWS as WAITING
 from streamdet.learn.quarantine import Quarantine, Released
 from streamdet.learn.trainer import WARMUP_TRIM, Snapshot, spread_floor, train
+from streamdet.models.presets import PRESETS
 from streamdet.models.release import Release
 from streamdet.models.version import ModelVersion
 
@@ -44,6 +45,8 @@ NEVER = int(np.iinfo(np.int64).max)
 WAIT_S = 0.25
 # Drift is acted upon at multiples of so many events: a batch ends at the first one at which it may have been confirmed.
 ACT_EVERY = 2048
+# Of a row that is as usual as not, in nats.
+MEDIAN = math.log(2.0)
 # A snapshot with fewer rows is not worth a model.
 ROWS_MIN = 32
 
@@ -133,7 +136,7 @@ class Learner:
             self._rows.add(*released)
             self._latest.add(released.rows[self._possible(released.rows)])
             if self._follows and self.warm:
-                self._drifted |= self._drift.add(verdicts.raw[self._possible(rows)])
+                self._drifted |= self._drift.add(self._of_model(rows, verdicts.raw)[self._possible(rows)])
             self.seen += len(rows)
         self.positions |= next_offsets
         if self._drifted and self.seen % ACT_EVERY == 0:
@@ -199,6 +202,14 @@ class Learner:
             return slice(None)
         numeric = rows.values[:, : len(self._low)].astype(np.float64)
         return np.asarray(((self._low <= numeric) & (numeric <= self._high)).all(axis=1))
+
+    def _of_model(self, rows: Rows, raw: Floats) -> Floats:
+        """Scores, (n,), without what the newest rows have taken over: they would hide that the model is out of date."""
+        if self.release is None:
+            return raw
+        version = self.release.version
+        share = PRESETS[version.preset].following(torch.from_numpy(version.newest(rows))).numpy()
+        return (raw - share * MEDIAN) / (1.0 - share)
 
     def _relearn(self) -> None:
         """Learn the state that the stream is in now, from its rows alone. A run under way is about the one before."""

@@ -63,7 +63,7 @@ def test_the_metrics_say_the_asked_and_the_realised_rate(rule: str) -> None:
 def realised(values: list[bytes | None], noise: dict[str, Any]) -> tuple[float, int, int]:
     """The realised rate that the metrics tell after these values, how many alerts there were, and by a range."""
     source, sink = FakeSource({SENSORS: values}, per_poll=250), FakeSink()
-    # A model that learns from other rows, without those outside a hard range, gives other scores.
+    # Without what a model would learn of other rows, as it does where some lie outside a hard range.
     learning = {**QUICK["learning"], "enabled": False}
     worker = worker_over(source, sink, **{**settings("controlled"), "learning": learning}, noise=noise)
     run(worker, StopAfter())
@@ -89,4 +89,5 @@ def test_what_is_outside_a_hard_range_and_below_the_limit_has_not_reached_it() -
     ranged, more, by_range = realised(values, {"features": {"flow": {"range": [None, 12.99]}}})
     assert by_range == 200
     assert more > alerts + 100
-    assert ranged == plain
+    # Not the same, as later rows remember nothing of those outside; each of these counted would be 0.025 and more.
+    assert ranged == pytest.approx(plain, abs=0.003)

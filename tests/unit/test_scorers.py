@@ -7,10 +7,19 @@ from numpy.typing import NDArray
 from strategies import beside_the_newest, names_of
 from torch import Tensor
 
-from streamdet.events import EXPECTATION_COLUMNS, NEWEST_COLUMNS, Events, LaneId, Rows, Schema
+from streamdet.events import DRIFT, EXPECTATION_COLUMNS, NEWEST_COLUMNS, Events, LaneId, Rows, Schema
 from streamdet.features.rows import LaneFeatures
 from streamdet.learn.trainer import Snapshot, train
-from streamdet.models.presets import HANGS_TOGETHER, PRESETS, SCORERS, SECOND_OPINION_MAX, preset_of
+from streamdet.models.presets import (
+    DRIFT_BEGINS,
+    DRIFT_RAMP,
+    DRIFT_SHARE_MAX,
+    HANGS_TOGETHER,
+    PRESETS,
+    SCORERS,
+    SECOND_OPINION_MAX,
+    preset_of,
+)
 from streamdet.models.scorers import Block, Scorer, Training, padded_width
 from streamdet.models.scorers.forest import DEPTH, TREES, Forest
 from streamdet.models.scorers.nearest import ROWS_MAX, Nearest
@@ -205,3 +214,13 @@ def test_a_metric_needs_no_second_opinion_and_one_that_is_alone_is_not_trusted()
         torch.zeros(4, NEWEST_COLUMNS),
     )
     assert combined.tolist() == pytest.approx([0.5, 9.0, SECOND_OPINION_MAX, 2.0])
+
+
+def test_of_records_the_newest_rows_count_for_more_the_further_they_have_moved() -> None:
+    preset = PRESETS["records"]
+    surprises = {name: torch.full((4,), 8.0 if name == "newest" else 1.0) for name in preset.weights}
+    newest = torch.zeros(4, NEWEST_COLUMNS)
+    newest[:, DRIFT] = torch.tensor([0.0, DRIFT_BEGINS, DRIFT_BEGINS + DRIFT_RAMP / 2, 1.0])
+    alone = 1.0 + 7.0 * preset.weights["newest"]
+    moved = [alone + share * DRIFT_SHARE_MAX * (8.0 - alone) for share in (0.0, 0.0, 0.5, 1.0)]
+    assert preset.combine(surprises, newest).tolist() == pytest.approx(moved)

@@ -229,6 +229,7 @@ def compile_kernels(*, transactions: bool = False) -> None:
     What is compiled on first use takes seconds on a slow machine.
     """
     from streamdet.decide.damping import compile_damping
+    from streamdet.decide.onset import compile_onset
     from streamdet.features.rows import LaneFeatures
     from streamdet.models.presets import compile_scorers
     from streamdet.threshold.limits import Limits
@@ -247,6 +248,7 @@ def compile_kernels(*, transactions: bool = False) -> None:
     limits.judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
     limits.rescale(np.ones(2), np.ones(2))
     compile_damping()
+    compile_onset()
     compile_scorers()
 
 

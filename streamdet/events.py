@@ -399,6 +399,12 @@ class Alert(msgspec.Struct, frozen=True):
             "What the alert rests on, 0 to 1: 1 - imputed features / all features, so 1 where no value was missing."
         ),
     ] = 1.0
+    likely_start: Annotated[
+        str,
+        _said(
+            "When it has likely begun: event time of the first of the strange rows right before it, or its own."
+        ),
+    ] = ""
 
 
 ALERT_SCHEMA_VERSION = "1"

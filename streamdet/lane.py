@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from streamdet.config import Settings
-from streamdet.decide import Sieve
+from streamdet.decide import Onset, Sieve
 from streamdet.events import LaneId, Position, Schema, State
 from streamdet.features.rows import LaneFeatures
 from streamdet.models.release import Release
@@ -45,6 +45,7 @@ class Lane:
     topic_id: str
     features: LaneFeatures
     limits: Limits
+    onset: Onset = field(default_factory=Onset)
     sieve: Sieve | None = None  # where noise is configured
     release: Release | None = None
     next_offset: int = 0
@@ -61,7 +62,9 @@ class Lane:
         features = LaneFeatures(schema, given.max_entities, given.missing, ranges)
         limits = Limits(settings.limit, nominal=settings.metric(schema))
         sieve = Sieve.of(settings, schema)
-        return cls(lane, topic_id, features, limits, sieve, saved_at=deque(maxlen=settings.checkpoint.keep))
+        return cls(
+            lane, topic_id, features, limits, sieve=sieve, saved_at=deque(maxlen=settings.checkpoint.keep)
+        )
 
     @property
     def version(self) -> ModelVersion | None:
@@ -129,6 +132,7 @@ class Lane:
             "next_offset": self.next_offset,
             "features": self.features.state(),
             "limits": self.limits.state(self.features.slots),
+            "onset": self.onset.state(self.features.slots),
             "timeline": [list(adoption) for adoption in self.timeline],
         }
         if self.sieve is not None:
@@ -142,6 +146,8 @@ class Lane:
         self.next_offset = state["next_offset"]
         self.features.restore(state["features"])
         self.limits.restore(state["limits"])
+        if "onset" in state:  # version 0.1 had none
+            self.onset.restore(state["onset"])
         self.timeline.extend(Adoption(*adoption) for adoption in state["timeline"])
         if self.sieve is not None:
             self.sieve.restore(state.get("noise", {}))

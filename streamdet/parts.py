@@ -23,6 +23,7 @@ class Part:
     decoded: Decoded
     featured: Featured
     verdicts: Verdicts
+    since_ms: Ints  # (n,) when what each event stands in has likely begun
     reached: int  # events at or over their limit, whatever noise rules have made of them
     release: Release | None  # that judged it
     explained: Explained | None = None  # where noise rules asked for it

@@ -172,10 +172,13 @@ class Worker:
         for records, d, f, scores in zip(batch.parts, decoded, featured, raw, strict=True):
             lane = self.lanes[records.lane]
             verdicts = judge(scores, f.slots, f.fresh, lane.limits, alerting=lane.alerting)
+            since_ms = lane.onset.follow(verdicts.normal, d.events.times_ms, f.slots, f.fresh)
             reached, explained = int(verdicts.flagged.sum()), None
             if lane.sieve is not None:
                 verdicts, explained = lane.sieve.sift(d.events, f, verdicts, lane.version)
-            parts.append(Part(records.lane, records, d, f, verdicts, reached, lane.release, explained))
+            parts.append(
+                Part(records.lane, records, d, f, verdicts, since_ms, reached, lane.release, explained)
+            )
         return parts
 
     def publish(self, parts: Sequence[Part]) -> None:
@@ -359,6 +362,7 @@ class Worker:
             features=lane.features,
             schema=self.schema,
             originals=[self.decoder.original(events.values[i]) for i in which.tolist()],
+            since_ms=part.since_ms[which],
             detected_at_ms=self.clock.now_ms(),
             explained=part.explained,
         )

@@ -3,5 +3,6 @@
 from streamdet.decide.explaining import Explained, explain
 from streamdet.decide.judging import judge, severity
 from streamdet.decide.noise import Sieve
+from streamdet.decide.onset import Onset
 
-__all__ = ["Explained", "Sieve", "explain", "judge", "severity"]
+__all__ = ["Explained", "Onset", "Sieve", "explain", "judge", "severity"]

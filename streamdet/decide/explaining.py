@@ -89,6 +89,7 @@ def explain(
     features: LaneFeatures,
     schema: Schema,
     originals: Sequence[dict[str, object]],
+    since_ms: Ints,
     detected_at_ms: int,
     explained: Explained | None = None,
 ) -> list[Alert]:
@@ -103,6 +104,7 @@ def explain(
         features: of the lane, for its categories.
         schema: of the events.
         originals: all fields of the k events.
+        since_ms: when what each of the k stands in has likely begun, (k,).
         detected_at_ms: when they were judged.
         explained: explanations that are there already, of these events among others.
     """
@@ -138,6 +140,7 @@ def explain(
                 event=originals[k],
                 reason=Cause(int(verdicts.reason[i])).label,
                 confidence=1.0 - sum(share.imputed for share in shares) / len(schema.columns),
+                likely_start=_iso(int(since_ms[k])),
             )
         )
     return alerts

@@ -195,10 +195,17 @@ def _alert(alert: Alert) -> str:
         for f in alert.features[:FEATURES_SHOWN]
     )
     return (
-        f'<tr><td title="{escape(alert.id)}">{escape(alert.event_time)}</td><td>{escape(alert.entity or "")}</td>'
+        f'<tr><td title="{escape(alert.id)}">{escape(alert.event_time)}{_since(alert)}</td><td>{escape(alert.entity or "")}</td>'
         f'<td class="n">{alert.score:.2f}</td><td>{escape(alert.severity)}</td><td>{escape(alert.reason)}</td>'
         f"<td>{features}</td><td>{_confidence(alert)}</td></tr>"
     )
+
+
+def _since(alert: Alert) -> str:
+    """When it has likely begun, where that was before it."""
+    if alert.likely_start in ("", alert.event_time):
+        return ""
+    return f' <span class="soft">since {escape(alert.likely_start)}</span>'
 
 
 def _confidence(alert: Alert) -> str:

@@ -25,7 +25,7 @@ RENEW = (
 )
 LANE = LaneId("plant", 2)
 # Fields that alerts of this schema version may lack: an alert from before is one still.
-LATER = ("reason", "confidence")
+LATER = ("reason", "confidence", "likely_start")
 
 
 def alert(entity: str | None, actual: float | str | None) -> Alert:

@@ -43,6 +43,7 @@ def alerts_of(which: list[int], verdicts: Verdicts | None = None) -> list[Alert]
         features=features,
         schema=SCHEMA,
         originals=[{"n": i} for i in which],
+        since_ms=events.times_ms[which] - 1_500,
         detected_at_ms=1_700_000_100_007,
     )
 
@@ -159,6 +160,7 @@ def test_the_expected_category_is_that_of_the_events_before() -> None:
         features=features,
         schema=SCHEMA,
         originals=[{}],
+        since_ms=events.times_ms[3:4],
         detected_at_ms=0,
     )
     assert next(f for f in alert.features if f.name == "site").expected == "north"

@@ -212,6 +212,7 @@ def alert_on(rows: Rows, which: int) -> Alert:
         features=features,
         schema=SCHEMA,
         originals=[{}],
+        since_ms=np.zeros(1, np.int64),
         detected_at_ms=0,
     )
     return alert

@@ -186,3 +186,12 @@ except StreamdetError as error:
 
     assert "pip install 'streamdet[report]'" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_an_alert_says_since_when_only_where_that_was_before_it(tmp_path: Path) -> None:
+    before = msgspec.structs.replace(alert(), likely_start="2026-01-02T03:03:59.000Z")
+    at_once = msgspec.structs.replace(alert(), likely_start=alert().event_time)
+    for told, shown in ((before, 1), (at_once, 0), (alert(), 0)):
+        text = write_report(tmp_path, SUMMARY, timeline(), [told]).read_text()
+        assert text.count("since 2026-01-02T03:03:59.000Z") == shown
+        assert text.count("since 2026") == shown

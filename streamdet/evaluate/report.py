@@ -195,9 +195,9 @@ def _alert(alert: Alert) -> str:
         for f in alert.features[:FEATURES_SHOWN]
     )
     return (
-        f'<tr><td title="{escape(alert.id)}">{escape(alert.event_time)}{_since(alert)}</td><td>{escape(alert.entity or "")}</td>'
-        f'<td class="n">{alert.score:.2f}</td><td>{escape(alert.severity)}</td><td>{escape(alert.reason)}</td>'
-        f"<td>{features}</td><td>{_confidence(alert)}</td></tr>"
+        f'<tr><td title="{escape(alert.id)}">{escape(alert.event_time)}{_since(alert)}</td>'
+        f'<td>{escape(alert.entity or "")}</td><td class="n">{alert.score:.2f}</td><td>{escape(alert.severity)}</td>'
+        f"<td>{escape(alert.reason)}</td><td>{features}</td><td>{_confidence(alert)}</td></tr>"
     )
 
 

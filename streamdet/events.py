@@ -196,7 +196,7 @@ class Events:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Feature vectors of n events, W = `Schema.width` columns: numbers, rarities, recent means, history."""
+    """Feature vectors of n events, W = `Schema.width` columns: features, recent means, newest rows, history."""
 
     values: NDArray[np.float32]  # (n, W), no NaN
     imputed: Bools  # (n, W), True where the value was missing and filled in

@@ -19,7 +19,7 @@ import numpy as np
 from streamdet.checkpoint.compact import Array
 from streamdet.checkpoint.format import RefusedError, read_safetensors
 from streamdet.errors import CheckpointError
-from streamdet.events import LaneId, Schema, State
+from streamdet.events import DISTANCE, NEWEST_COLUMNS, LaneId, Schema, State
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,9 @@ def _wider(node: Any, schema: Schema) -> Any:  # noqa: ANN401 - a tree
     wider = {key: _wider(value, schema) for key, value in node.items()}
     for name in {"values", "imputed"} & node.keys():
         numbers = node[name][:, : len(schema.numeric)]
-        rows = np.concatenate([node[name], numbers, numbers], axis=1)
+        newest = np.zeros((len(numbers), NEWEST_COLUMNS), node[name].dtype)
+        newest[:, DISTANCE] = name == "values"  # as far as where there are too few rows to tell
+        rows = np.concatenate([node[name], numbers, numbers, newest], axis=1)
         wider[name] = np.pad(rows, ((0, 0), (0, schema.width - rows.shape[1])))
     return wider
 

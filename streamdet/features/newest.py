@@ -30,6 +30,8 @@ SPREAD_FLOOR: Final = 0.5
 REFUSED_SHARE: Final = 0.1
 STEP: Final = 0.005
 STEP_BEGINNING: Final = 10.0
+# Of rows that hardly ever change, quantiles would fall without end, and the least change be as far as can be.
+LEAST: Final = 0.05
 # Most rows are refused where the forgetting share of them is above this, for how long it may be so, and the step with
 # which the quantiles then follow.
 REFUSED_STEP: Final = 0.02
@@ -166,7 +168,7 @@ def _is_usual(distance: float, deviation: float, kept: Kept) -> bool:  # pragma:
     """Whether to take a row in; moves the quantiles."""
     counts, levels = kept.counts, kept.levels
     if levels[FURTHEST] == 0.0 or levels[WIDEST] == 0.0:
-        levels[FURTHEST], levels[WIDEST] = max(distance, SPREAD_MIN), max(deviation, SPREAD_MIN)
+        levels[FURTHEST], levels[WIDEST] = max(distance, LEAST), max(deviation, LEAST)
     further, wider = distance > levels[FURTHEST], deviation > levels[WIDEST]
     usual = not (further or wider)
     levels[REFUSED] += REFUSED_STEP * ((0.0 if usual else 1.0) - levels[REFUSED])
@@ -179,8 +181,10 @@ def _is_usual(distance: float, deviation: float, kept: Kept) -> bool:  # pragma:
             usual, step = True, STEP_ANEW
         elif counts[REFUSING] > 0:
             step = 0.0
-    levels[FURTHEST] *= math.exp(step * ((1.0 if further else 0.0) - REFUSED_SHARE))
-    levels[WIDEST] *= math.exp(step * ((1.0 if wider else 0.0) - REFUSED_SHARE))
+    levels[FURTHEST] = max(
+        LEAST, levels[FURTHEST] * math.exp(step * ((1.0 if further else 0.0) - REFUSED_SHARE))
+    )
+    levels[WIDEST] = max(LEAST, levels[WIDEST] * math.exp(step * ((1.0 if wider else 0.0) - REFUSED_SHARE)))
     return usual
 
 

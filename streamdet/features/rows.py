@@ -24,6 +24,8 @@ from streamdet.slotted import with_room
 _FAST, _SLOW = RECENT_STEPS
 # Larger numbers would be infinite in float32. They are far enough out to stay what they are: extreme.
 _VALUE_MAX = 1e38
+# What the newest rows say where there are none: as far as a tenth of all, and no drift.
+NOTHING_NEAR = (1.0, 0.0)
 
 
 class Recent(NamedTuple):
@@ -46,7 +48,7 @@ class Featured:
 
 
 class LaneFeatures:
-    """What is remembered of one lane to make rows: recent means of each entity, its history, categories."""
+    """What is remembered of one lane to make rows: entities with their means and histories, categories, newest rows."""
 
     def __init__(
         self,
@@ -63,7 +65,8 @@ class LaneFeatures:
         self._entities = EntityTable(max_entities)
         self._recent = self._none_seen(1)
         self._categories = [Rarity() for _ in schema.categorical]
-        self._newest = Newest(len(schema.columns))
+        # What is judged by its history needs no others.
+        self._newest = None if schema.history else Newest(len(schema.columns))
         self._expectation = Expectation(entities=schema.entity is not None) if schema.metric else None
         self._transactions = (
             Transactions(len(schema.counterparts), max_entities) if schema.amount is not None else None
@@ -122,10 +125,12 @@ class LaneFeatures:
         for c, (rarity, column) in enumerate(zip(self._categories, events.categorical, strict=True)):
             values[:, numeric + c], usual[:, c] = rarity.transform(column)
         features, newest = len(self._schema.columns), history - NEWEST_COLUMNS
-        there = ~imputed[:, :features]
-        there[:, :numeric] &= ~outside
-        usable = np.concatenate([remembered, values[:, numeric:features]], axis=1)
-        values[:, newest:history] = self._newest.follow(usable, there)
+        values[:, newest:history] = NOTHING_NEAR
+        if self._newest is not None:
+            there = ~imputed[:, :features]
+            there[:, :numeric] &= ~outside
+            usable = np.concatenate([remembered, values[:, numeric:features]], axis=1)
+            values[:, newest:history] = self._newest.follow(usable, there)
         return Featured(Rows(values, imputed), slots, fresh, usual, outside)
 
     def category(self, column: int, code: int) -> str | None:
@@ -144,10 +149,11 @@ class LaneFeatures:
             "means": self._recent.slow[: self.slots],
             "fast_means": self._recent.fast[: self.slots],
             "categories": {str(i): rarity.state() for i, rarity in enumerate(self._categories)},
-            "newest": self._newest.state(),
         }
         if self._repeats.any():
             state["last"] = self._recent.last[: self.slots]
+        if self._newest is not None:
+            state["newest"] = self._newest.state()
         if self._expectation is not None:
             state["expectation"] = self._expectation.state(self.slots)
         if self._transactions is not None:
@@ -163,7 +169,7 @@ class LaneFeatures:
             self._recent = self._recent._replace(last=np.array(state["last"]))
         for i, rarity in enumerate(self._categories):
             rarity.restore(state["categories"][str(i)])
-        if "newest" in state:  # version 0.1 had none
+        if self._newest is not None and "newest" in state:  # version 0.1 had none
             self._newest.restore(state["newest"])
         if self._expectation is not None and "expectation" in state:
             self._expectation.restore(state["expectation"])

@@ -184,8 +184,7 @@ class Transactions:
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self._own = restored(Habits, state["own"])
-        # Before hours had a place of their own nothing was made of them.
-        self._hours = restored(Hours, state["hours"]) if "hours" in state else _no_hours(len(self._own.seen))
+        self._hours = restored(Hours, state["hours"])
         for k, theirs in enumerate(self._counterparts):
             theirs.restore(state["counterparts"][str(k)])
 

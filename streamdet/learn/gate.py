@@ -6,7 +6,7 @@ from enum import StrEnum
 import numpy as np
 
 from streamdet.config import Gate
-from streamdet.events import AMOUNT, NEWEST_COLUMNS, RECENT_STEPS, Floats, Rows
+from streamdet.events import AMOUNT, DRIFT, NEWEST_COLUMNS, RECENT_STEPS, Floats, Rows
 from streamdet.models.version import ModelVersion
 
 # An anomaly is planted by moving one column of a normal row this many spreads away.
@@ -109,6 +109,8 @@ def _planted(rows: Rows, model: ModelVersion) -> Rows:
     means = np.flatnonzero(column < numeric)
     for k, step in enumerate(RECENT_STEPS):
         values[means, features + k * numeric + column[means]] += np.float32(step) * displacement[means]
+    # The newest rows know nothing of what was planted: where they have moved, they would have it usual.
+    values[:, features + 2 * numeric + DRIFT] = 0.0
     if model.preset == "transactions":
         values[:, features + 2 * numeric + NEWEST_COLUMNS + AMOUNT] *= PLANTED_TIMES
     return Rows(values, rows.imputed)

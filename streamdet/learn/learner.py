@@ -45,6 +45,8 @@ NEVER = int(np.iinfo(np.int64).max)
 WAIT_S = 0.25
 # Drift is acted upon at multiples of so many events: a batch ends at the first one at which it may have been confirmed.
 ACT_EVERY = 2048
+# Nor is a new state worth learning from fewer rows than this.
+ANEW_MIN = 2 * FIRST_RUN
 # Of a row that is as usual as not, in nats.
 MEDIAN = math.log(2.0)
 # A snapshot with fewer rows is not worth a model.
@@ -81,8 +83,9 @@ class Learner:
         self._rows = NormalRows(settings.learning.buffer, schema.width, settings.model.seed)
         self._quarantine = Quarantine(schema.width)
         # A metric's own history follows the stream row by row.
-        self._follows = settings.learning.enabled and settings.learning.drift and not schema.metric
-        self._low, self._high = np.array(settings.noise.ranges(schema), np.float64).reshape(-1, 2).T
+        self._follows = settings.learning.enabled and settings.learning.drift and not settings.metric(schema)
+        # As rows have their numbers: what is just at a bound in 64 bits may be beyond it in 32.
+        self._low, self._high = np.array(settings.noise.ranges(schema), np.float32).reshape(-1, 2).T
         self._drift = Drift(settings.limit.window)
         # What a new state is learnt from: no more than has left the quarantine since it began.
         self._latest = Ring(min(self._drift.stays - WAITING, settings.learning.buffer), schema.width)
@@ -134,7 +137,8 @@ class Learner:
             # In the warm-up nobody knows yet what is strange, and every row is needed.
             released = self._quarantine.add(*waiting) if self.warm else waiting
             self._rows.add(*released)
-            self._latest.add(released.rows[self._possible(released.rows)])
+            if self._follows:
+                self._latest.add(released.rows[self._possible(released.rows)])
             if self._follows and self.warm:
                 self._drifted |= self._drift.add(self._of_model(rows, verdicts.raw)[self._possible(rows)])
             self.seen += len(rows)
@@ -200,7 +204,7 @@ class Learner:
         """Which rows lie within the hard ranges: the others are no state to learn, however long they last."""
         if np.isinf(self._low).all() and np.isinf(self._high).all():
             return slice(None)
-        numeric = rows.values[:, : len(self._low)].astype(np.float64)
+        numeric = rows.values[:, : len(self._low)]
         return np.asarray(((self._low <= numeric) & (numeric <= self._high)).all(axis=1))
 
     def _of_model(self, rows: Rows, raw: Floats) -> Floats:
@@ -213,10 +217,13 @@ class Learner:
 
     def _relearn(self) -> None:
         """Learn the state that the stream is in now, from its rows alone. A run under way is about the one before."""
-        self._drifted, self._run, self._floor, self._began = False, None, None, self.seen
+        latest, self._drifted = self._latest.oldest_first(), False
+        if len(latest) < ANEW_MIN:
+            log.warning("drift confirmed action=none at=%d: too few rows within hard ranges", self.seen)
+            return
+        self._run, self._floor, self._began = None, None, self.seen
         self.relearnt_total += 1
         log.warning("drift confirmed action=relearn at=%d", self.seen)
-        latest = self._latest.oldest_first()
         self._rows.begin_anew(latest, self.seen - WAITING - len(latest))
         # Neither the limit in force nor the model that gave it says anything of this state: the gate cannot compare.
         self._start(math.nan, trim=WARMUP_TRIM)

@@ -32,7 +32,7 @@ class Snapshot:
 
     training: Rows
     held_out: Rows
-    spread_floor: Floats | None  # (F + 2 numeric,)
+    spread_floor: Floats | None  # (W,)
     trim: float  # share of training rows to leave out
     at: int  # events seen
 
@@ -83,7 +83,7 @@ def train(
 
 
 def spread_floor(rows: Rows) -> Floats:
-    """The least spread of every later version, (F + 2 numeric,), by the rows that the first one was trained on."""
+    """The least spread of every later version, (W,), by the rows that the first one was trained on."""
     return SPREAD_FLOOR * Scaler.fit(rows.values.astype(np.float64), None).spread.numpy().astype(np.float64)
 
 

@@ -16,7 +16,7 @@ class Release:
     version: ModelVersion
     warm: bool  # trained on the whole warm-up: lanes alert by it
     rows: Rows  # recent normal rows that it was not trained on
-    anew: bool = False  # it knows nothing of what was before these rows: no limit can be carried over to it
+    anew: bool = False  # learnt from rows of a new state alone: no limit can be carried over to it
     _scores: dict[str, Floats] = field(default_factory=dict)
 
     def scores_by(self, version: ModelVersion) -> Floats:

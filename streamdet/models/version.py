@@ -110,8 +110,6 @@ class ModelVersion:
         members = {}
         for name in PRESETS[preset].weights:
             prefix, calibration = f"{name}.", f"{name}.calibration"
-            if f"{calibration}.knots" not in tensors:
-                continue  # it is from before there was this scorer
             own = {
                 key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
             }

@@ -59,7 +59,7 @@ class Metrics:
             "streamdet_models_refused", "Candidates refused by the gate", ["reason"], registry=r
         )
         self.drift = Gauge(
-            "streamdet_drift_total",
+            "streamdet_drifts",
             "Rises of the scores that came to stay, by what was done about them",
             ["action"],
             registry=r,

@@ -15,7 +15,7 @@ from streamdet.checkpoint.upgrade import upgraded
 from streamdet.clock import SystemClock
 from streamdet.config import Limit
 from streamdet.errors import CheckpointError
-from streamdet.events import LaneId, Rows, Schema
+from streamdet.events import DISTANCE, DRIFT, LaneId, Rows, Schema
 from streamdet.features.rows import LaneFeatures
 from streamdet.models.release import Release
 from streamdet.threshold.limits import Limits
@@ -60,6 +60,9 @@ def test_the_parts_of_a_worker_take_it_back(folder: Path) -> None:
     release = Release.from_state(lane["release"], schema, torch.device("cpu"))
     rows = Rows(found.learner["rows"]["held_out"]["values"], found.learner["rows"]["held_out"]["imputed"])
     assert np.isfinite(release.version.score(rows)).all()
+    newest = len(schema.columns) + 2 * len(schema.numeric)
+    assert (rows.values[:, newest + DISTANCE] == 1.0).all()  # not twins, which would make all others strange
+    assert (rows.values[:, newest + DRIFT] == 0.0).all()
 
 
 def test_a_version_of_less_than_the_warm_up_does_not_alert(folder: Path) -> None:

@@ -276,15 +276,6 @@ def test_an_unusual_hour_is_told_as_the_time_of_day() -> None:
     assert (told.name, told.actual, told.expected) == ("time_of_day of card", f"{when:%H:%M}", USUAL_TIME)
 
 
-def test_a_version_from_before_there_was_a_scorer_comes_back_without_it() -> None:
-    tensors = {name: tensor for name, tensor in MODEL.tensors().items() if not name.startswith("hour.")}
-    before = ModelVersion.from_tensors(
-        MODEL.preset, MODEL.columns, MODEL.numeric, tensors, MODEL.trained_at, CPU
-    )
-    assert set(before.members) == set(MODEL.members) - {"hour"}
-    assert np.isfinite(before.score(LAST)).all()
-
-
 def test_a_counterpart_that_is_new_is_named() -> None:
     told = first_of(changed(NOVELTY, 10_000.0, LAST))
     assert (told.name, told.actual, told.expected) == ("terminal", EVENTS.counterparts[0][5_007], MET_BEFORE)

@@ -118,6 +118,15 @@ def test_anomalies_among_usual_rows_do_not_get_among_them_however_long() -> None
     assert told[2_000:, DRIFT].max() < DRIFT_BEGINS
 
 
+def test_after_long_standstill_a_step_is_as_far_as_it_is() -> None:
+    values = np.full((60_000, COLUMNS), 7.0, np.float32)
+    values[30_000:] += 1.0
+    short, long = (followed(Newest(COLUMNS), values[first:]) for first in (29_000, 0))
+    assert np.isfinite(long).all()
+    assert long[30_000, DISTANCE] == pytest.approx(short[1_000, DISTANCE])
+    assert long[-1, DISTANCE] < 1.0
+
+
 def test_columns_that_stand_still_or_are_gross_give_numbers() -> None:
     values = calm(1_000)
     values[:, 0] = 7.0

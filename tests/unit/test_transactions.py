@@ -334,18 +334,6 @@ def test_a_card_that_pays_at_any_hour_is_usual_at_each() -> None:
     assert facts(paid(["c"] * 240, [1.0] * 240, times_ms))[50:, HOUR] == pytest.approx(1.0, abs=0.2)
 
 
-def test_a_state_from_before_hours_had_a_place_of_their_own_begins_without_them() -> None:
-    noon = [i * DAY_MS + DAY_MS // 2 for i in range(20)]
-    before, after = LaneFeatures(SCHEMA, 5), LaneFeatures(SCHEMA, 5)
-    before.transform(paid(["c"] * 20, [1.0] * 20, noon))
-    state = dict(before.state())
-    state["transactions"] = {name: part for name, part in state["transactions"].items() if name != "hours"}
-    after.restore(state)
-    columns = after.transform(paid(["c", "d"], [1.0] * 2, [20 * DAY_MS] * 2)).rows.values[:, -COLUMNS:]
-    assert columns[:, HOUR].tolist() == [1.0, 1.0]
-    assert columns[0, CARD + COUNTS] > 1.0
-
-
 def test_what_is_kept_of_an_entity_and_its_counterparts_is_bounded_and_as_large_as_is_said() -> None:
     def bytes_kept(n: int) -> int:
         names = [f"n{i}" for i in range(n)]

@@ -21,7 +21,7 @@ class Block(NamedTuple):
     z: Tensor  # (n, P) squashed, see `Scaler`
     seen: Tensor  # (n, P) 1 where a value was there, else 0
     there: Tensor  # (n,) values that were there, at least 1
-    newest: Tensor  # (n, NEWEST_COLUMNS) how far the newest rows are
+    newest: Tensor  # (n, NEWEST_COLUMNS) how far from the newest rows, and how far these have moved
     history: Tensor  # (n, H) what the history of a metric or of a transaction's keys says; H is 0 elsewhere
     rows: int  # the first so many are to be scored; the others fill the block up
 

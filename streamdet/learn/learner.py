@@ -212,7 +212,7 @@ class Learner:
         if self.release is None:
             return raw
         version = self.release.version
-        share = PRESETS[version.preset].following(torch.from_numpy(version.newest(rows))).numpy()
+        share = PRESETS[version.preset].share_of_newest(torch.from_numpy(version.newest(rows))).numpy()
         return (raw - share * MEDIAN) / (1.0 - share)
 
     def _relearn(self) -> None:

@@ -56,7 +56,7 @@ class Preset(NamedTuple):
         """What counts of the surprise of a scorer, (n,)."""
         return (surprise - self.beyond[name]).clamp_min(0.0) if name in self.beyond else surprise
 
-    def following(self, newest: Tensor) -> Tensor:
+    def share_of_newest(self, newest: Tensor) -> Tensor:
         """The share that what goes by the newest rows alone takes over, (n,), of what rows say of these."""
         moved = ((newest[:, DRIFT] - DRIFT_BEGINS) / DRIFT_RAMP).clamp(0.0, 1.0)
         return moved * DRIFT_SHARE_MAX if self.drifting is not None else torch.zeros_like(moved)
@@ -70,7 +70,7 @@ class Preset(NamedTuple):
             together = torch.stack(list(weighted.values())).sum(0)
             if self.drifting is None:
                 return together
-            return together + self.following(newest) * (surprises[self.drifting] - together)
+            return together + self.share_of_newest(newest) * (surprises[self.drifting] - together)
         first, *others = weighted.values()
         return torch.stack([first, *(other.clamp_max(SECOND_OPINION_MAX) for other in others)]).amax(0)
 

@@ -137,7 +137,9 @@ def run_worker(settings: Settings, scores: Path | None = None) -> None:
     store = open_store(settings.checkpoint.url)
     shelf = Shelf(store, settings.input.group_id, settings.checkpoint.keep, clock)
     name = settings.input.instance_id or take_name(store)
-    compile_kernels(transactions=settings.input.transactions.amount is not None)
+    given, paid = settings.input.features, settings.input.transactions.amount is not None
+    one = given is not None and len(given.numeric) == 1 and not given.categorical
+    compile_kernels(transactions=paid, metric=one and not paid)
     with ExitStack() as stack:
         observers: list[Observer] = []
         if scores is not None:
@@ -223,8 +225,8 @@ def connect_delivery(
     return ExactlyOnce(settings.commit, source, transactor, clock, stopped)
 
 
-def compile_kernels(*, transactions: bool = False) -> None:
-    """Run every compiled loop once, before a group waits for this worker's heartbeat; those of transactions if asked.
+def compile_kernels(*, transactions: bool = False, metric: bool = False) -> None:
+    """Run every compiled loop once, before a group waits for this worker's heartbeat; those of histories if asked.
 
     What is compiled on first use takes seconds on a slow machine.
     """
@@ -244,6 +246,8 @@ def compile_kernels(*, transactions: bool = False) -> None:
     if transactions:
         paid = replace(events, counterparts=[["t", "t"]])
         LaneFeatures(replace(schema, amount="x", counterparts=("t",)), 1).transform(paid)
+    if metric:
+        LaneFeatures(replace(schema, categorical=()), 1).transform(replace(events, categorical=()))
     limits = Limits(Settings().limit)
     limits.judge(np.ones(2), featured.slots, featured.fresh, alerting=True)
     limits.rescale(np.ones(2), np.ones(2))

@@ -95,7 +95,7 @@ def replay(
             recorded=recorded,
             observers=observers,
         )
-        compile_kernels(transactions=schema.transactions)
+        compile_kernels(transactions=schema.transactions, metric=schema.metric)
         started_s = clock.monotonic_s()
         run(worker, stop)
         seconds = clock.monotonic_s() - started_s

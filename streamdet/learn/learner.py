@@ -45,8 +45,6 @@ NEVER = int(np.iinfo(np.int64).max)
 WAIT_S = 0.25
 # Drift is acted upon at multiples of so many events: a batch ends at the first one at which it may have been confirmed.
 ACT_EVERY = 2048
-# Nor is a new state worth learning from fewer rows than this.
-ANEW_MIN = 2 * FIRST_RUN
 # Of a row that is as usual as not, in nats.
 MEDIAN = math.log(2.0)
 # A snapshot with fewer rows is not worth a model.
@@ -217,13 +215,10 @@ class Learner:
 
     def _relearn(self) -> None:
         """Learn the state that the stream is in now, from its rows alone. A run under way is about the one before."""
-        latest, self._drifted = self._latest.oldest_first(), False
-        if len(latest) < ANEW_MIN:
-            log.warning("drift confirmed action=none at=%d: too few rows within hard ranges", self.seen)
-            return
-        self._run, self._floor, self._began = None, None, self.seen
+        self._drifted, self._run, self._floor, self._began = False, None, None, self.seen
         self.relearnt_total += 1
         log.warning("drift confirmed action=relearn at=%d", self.seen)
+        latest = self._latest.oldest_first()
         self._rows.begin_anew(latest, self.seen - WAITING - len(latest))
         # Neither the limit in force nor the model that gave it says anything of this state: the gate cannot compare.
         self._start(math.nan, trim=WARMUP_TRIM)

@@ -89,5 +89,5 @@ def test_what_is_outside_a_hard_range_and_below_the_limit_has_not_reached_it() -
     ranged, more, by_range = realised(values, {"features": {"flow": {"range": [None, 12.99]}}})
     assert by_range == 200
     assert more > alerts + 100
-    # Not the same, as later rows remember nothing of those outside; each of these counted would be 0.025 and more.
+    # Not the same, as later rows remember nothing of those outside; with these counted it would be 0.08.
     assert ranged == pytest.approx(plain, abs=0.003)

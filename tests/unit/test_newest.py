@@ -9,7 +9,9 @@ from strategies import cuts
 
 from streamdet.checkpoint.format import digest
 from streamdet.events import DISTANCE, DRIFT
+from streamdet.features import newest
 from streamdet.features.newest import BEGINNING, LASTING, ROWS_MIN, Newest
+from streamdet.models import scaling
 from streamdet.models.presets import DRIFT_BEGINS, DRIFT_RAMP
 
 COLUMNS = 4
@@ -125,6 +127,11 @@ def test_after_long_standstill_a_step_is_as_far_as_it_is() -> None:
     assert np.isfinite(long).all()
     assert long[30_000, DISTANCE] == pytest.approx(short[1_000, DISTANCE])
     assert long[-1, DISTANCE] < 1.0
+
+
+def test_spreads_are_those_of_the_models() -> None:
+    same = ("KNEE", "RELATIVE_SPREAD_MIN", "SPREAD_MIN")
+    assert [getattr(newest, name) for name in same] == [getattr(scaling, name) for name in same]
 
 
 def test_columns_that_stand_still_or_are_gross_give_numbers() -> None:

@@ -31,6 +31,8 @@ KNOWN_WARNINGS = (
 INTEGRATION = "tests/integration/"
 LONGEST = "tests/fault/test_chaos.py"
 SHORT = ("tests/contract/", "tests/unit/")
+# They go over lines that others cover too, thousands of times: to measure these makes them take twice as long.
+REPEATING = ("tests/property/", "tests/replay/")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return alone, item.nodeid.startswith(SHORT), not item.nodeid.startswith(LONGEST)
 
     items.sort(key=place)
+    for item in items:
+        if item.nodeid.startswith(REPEATING):
+            item.add_marker("no_cover")
 
 
 def _skipped_integration(config: pytest.Config) -> list[str]:

@@ -10,7 +10,8 @@ from kafka import KafkaProducer
 TICK_S = 0.05
 SPIKE_EVERY = 250
 BAD_EVERY = 1_000
-SPIKE = 60.0
+# Sixty would be far out too, and yet, where limits have just risen, with one seed in three below one of them.
+SPIKE = 600.0
 FEATURES = {"numeric": ["temperature", "pressure", "flow"], "categorical": ["site"]}
 DEVICES = 8
 

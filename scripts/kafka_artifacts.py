@@ -104,6 +104,12 @@ def kafka_libs() -> Path:
     return libs
 
 
+def class_archive() -> Path:
+    """Where the classes of a broker are kept as a JVM has them in memory; there or not."""
+    libs = kafka_libs()
+    return libs.with_name(f"{libs.name}.jsa")
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file: other processes wait. The kernel lets go of it however this process ends."""

@@ -12,15 +12,17 @@ whoever reaches the loopback interface may do everything.
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from kafka_artifacts import KafkaUnavailable, find_java, kafka_libs, kafka_version, locked
+from kafka_artifacts import KafkaUnavailable, class_archive, find_java, kafka_libs, kafka_version, locked
 from kafka_layout import (
     HOST,
     Cluster,
@@ -133,9 +135,35 @@ def _start_on_ports(directory: Path, known: Cluster | None, brokers: int, port: 
     raise AssertionError("the loop returns or raises")
 
 
-def _launch(cluster: Cluster, nodes: Sequence[Node]) -> None:
+def archive_classes() -> None:
+    """Have a broker keep its classes as they are in memory: loading them is half of what a start takes.
+
+    A JVM that cannot use them, another version's or one of other jars, loads its classes as ever.
+    """
+    archive = class_archive()
+    if archive.exists():
+        return
+    with locked(archive.with_suffix(".lock")), tempfile.TemporaryDirectory() as folder:
+        if archive.exists():
+            return
+        print("Keeping the classes of Kafka for later starts:", file=sys.stderr)
+        made = Path(folder) / archive.name
+        ports = free_ports(2)
+        cluster = Cluster(Path(folder), new_cluster_id(), ports[:1], ports[1:])
+        write_configuration(cluster)
+        _launch(cluster, cluster.nodes, [f"-XX:ArchiveClassesAtExit={made}"])
+        stop(cluster.directory)
+        if made.exists():  # no JVM has to be able to
+            part = archive.with_suffix(".part")
+            shutil.copyfile(made, part)
+            part.replace(archive)
+
+
+def _launch(cluster: Cluster, nodes: Sequence[Node], more_flags: Sequence[str] = ()) -> None:
     java, libs = find_java(), kafka_libs()
-    flags = JVM_FLAGS if len(cluster.nodes) == 1 else (*JVM_FLAGS, *JVM_FLAGS_OF_SEVERAL)
+    flags = [*JVM_FLAGS, *_archived(), *more_flags]
+    if len(cluster.nodes) > 1:
+        flags += JVM_FLAGS_OF_SEVERAL
     what = f"Starting Kafka {kafka_version()}, {len(nodes)} broker{'s' if len(nodes) > 1 else ''}"
     progress = Progress(what, usual_s=START_USUAL_S[0] + START_USUAL_S[1] * len(nodes))
     processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -156,10 +184,17 @@ def _launch(cluster: Cluster, nodes: Sequence[Node]) -> None:
     progress.done("ready")
 
 
+def _archived() -> list[str]:
+    """The flag by which a JVM takes its classes from the archive, if there is one."""
+    archive = class_archive()
+    return [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+
+
 def _format(cluster: Cluster, nodes: Sequence[Node], java: Path, libs: Path) -> None:
     """Give each node's data folder the cluster's identity, side by side."""
-    tool = [str(java), "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{libs}/*"]
-    tool += ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster.cluster_id, "-c"]
+    tool = [str(java), "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *_archived()]
+    tool += ["-cp", f"{libs}/*", "kafka.tools.StorageTool"]
+    tool += ["format", "--ignore-formatted", "-t", cluster.cluster_id, "-c"]
     with contextlib.ExitStack() as stack:
         runs = []
         for node in nodes:

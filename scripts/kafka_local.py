@@ -143,6 +143,7 @@ def _status(args: argparse.Namespace) -> int:
 def _fetch(_: argparse.Namespace) -> int:
     find_java()
     kafka_libs()
+    kafka_cluster.archive_classes()
     return 0
 
 
@@ -176,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     stop = command("stop", _stop, "stop it; the data stays, and the next start goes on with it")
     status = command("status", _status, "print bootstrap.servers=... and pids=..., if it runs")
     keep = command("hold", _hold, "start it, keep it until standard input closes, then stop it")
-    command("fetch", _fetch, "only download it, so that the first start is quick")
+    command("fetch", _fetch, "only download it and prepare its classes, so that each start is quick")
     for one in (start, stop, status, keep):
         one.add_argument(
             "--dir",

@@ -29,6 +29,10 @@ KNOWN_WARNINGS = (
     (r"unclosed <socket\.socket ", ResourceWarning, ""),
 )
 INTEGRATION = "tests/integration/"
+LONGEST = "tests/fault/test_chaos.py"
+SHORT = ("tests/contract/", "tests/unit/")
+# They go over lines that others cover too, thousands of times: to measure these makes them take twice as long.
+REPEATING = ("tests/property/", "tests/replay/")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,10 +53,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take minutes beside others first, and those that are alone last: so nobody waits for long."""
-    items.sort(
-        key=lambda item: (item.get_closest_marker("alone") is not None, "test_chaos" not in item.nodeid)
-    )
+    """What takes minutes first, what takes no time late, and those that are alone last: so nobody waits for long."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+        alone = item.get_closest_marker("alone") is not None
+        return alone, item.nodeid.startswith(SHORT), not item.nodeid.startswith(LONGEST)
+
+    items.sort(key=place)
+    for item in items:
+        if item.nodeid.startswith(REPEATING):
+            item.add_marker("no_cover")
 
 
 def _skipped_integration(config: pytest.Config) -> list[str]:

@@ -34,9 +34,10 @@ def meet(
     numbers: Ints,
     numbered: Ints,
     kept: Pairs,
-    out: NDArray[np.float32],
+    column: int,
+    columns: NDArray[np.float32],
 ) -> None:  # pragma: no cover - compiled
-    """How many times rarer than usual the entity meets this counterpart: its transactions over those with it."""
+    """Fill in how many times rarer than usual an entity meets a counterpart: its transactions over those with it."""
     for i in range(len(slots)):
         slot = slots[i]
         if fresh[i]:
@@ -46,7 +47,7 @@ def meet(
             numbered[0] += 1
             numbers[at[i]] = numbered[0]
         times = _times_met(numbers[at[i]], kept.met[slot], kept.times[slot]) if at[i] != 0 else seen[i]
-        out[i] = (seen[i] + 1.0) / (times + 1.0)
+        columns[i, column] = (seen[i] + 1.0) / (times + 1.0)
 
 
 @compiled

@@ -155,8 +155,8 @@ class Transactions:
         room = int(slots.max(initial=0)) + 1
         self._own = with_room(self._own, room, _no_habits)
         self._hours = with_room(self._hours, room, _no_hours)
-        _tell_hours(seconds, slots, fresh, self._hours, columns[:, HOUR])
-        seen = _follow(learnt, seconds, slots, fresh, self._own, columns[:, KEYS : KEYS + KEY_COLUMNS])
+        _tell_hours(seconds, slots, fresh, self._hours, columns)
+        seen = _follow(learnt, seconds, slots, fresh, self._own, KEYS, columns)
         columns[:, AMOUNT] = np.where(sizes > 0.0, sizes, columns[:, KEYS + USUAL])
         novelties = KEYS + KEY_COLUMNS * (1 + len(names))
         for k, (theirs, column) in enumerate(zip(self._counterparts, names, strict=True)):
@@ -166,10 +166,10 @@ class Transactions:
             theirs.habits = with_room(theirs.habits, their_room, _no_habits)
             theirs.numbers = with_room(theirs.numbers, their_room, _no_numbers)
             first = KEYS + KEY_COLUMNS * (1 + k)
-            _follow(learnt, seconds, at, new, theirs.habits, columns[:, first : first + KEY_COLUMNS])
+            _follow(learnt, seconds, at, new, theirs.habits, first, columns)
             meet(
                 slots, fresh, seen, at, new, theirs.numbers.given, theirs.numbered, theirs.pairs,
-                columns[:, novelties + k],
+                novelties + k, columns,
             )  # fmt: skip
         return columns
 
@@ -222,20 +222,26 @@ def _follow(
     slots: Ints,
     fresh: Bools,
     kept: Habits,
-    out: NDArray[np.float32],
+    first: int,
+    columns: NDArray[np.float32],
 ) -> Ints:  # pragma: no cover - compiled
-    """Fill in the columns of one kind of key; how many transactions it had before each, (n,)."""
+    """Fill in the columns of one kind of key, from the first on; how many transactions it had before each, (n,).
+
+    Takes whole rows: some of their columns would be of one layout for n rows and of another, for which all of this is
+    compiled again, for a single one.
+    """
     before = np.zeros(len(sizes), np.int64)
     for i in range(len(sizes)):
+        out = columns[i, first : first + KEY_COLUMNS]
         slot, size, second = slots[i], sizes[i], seconds[i]
         if fresh[i]:
             _clear(slot, kept)
         before[i] = kept.seen[slot] if slot != 0 else 0
-        _decay(second, slot, kept, out[i])
-        _pays(size, slot, kept, out[i])
+        _decay(second, slot, kept, out)
+        _pays(size, slot, kept, out)
         for j in range(SPANS):
-            out[i, COUNTS + j] = kept.counts[slot, j] + 1.0 if slot != 0 else 1.0
-            out[i, SUMS + j] = kept.sums[slot, j] + size if slot != 0 else size
+            out[COUNTS + j] = kept.counts[slot, j] + 1.0 if slot != 0 else 1.0
+            out[SUMS + j] = kept.sums[slot, j] + size if slot != 0 else size
         if slot != 0:
             _count(size, second, slot, kept)
     return before
@@ -300,9 +306,9 @@ def _pays(
 
 @compiled
 def _tell_hours(
-    seconds: Floats, slots: Ints, fresh: Bools, kept: Hours, out: NDArray[np.float32]
+    seconds: Floats, slots: Ints, fresh: Bools, kept: Hours, columns: NDArray[np.float32]
 ) -> None:  # pragma: no cover - compiled
-    """How many times rarer the hour is to the entity than if it paid at any, 1 where nothing is known, (n,).
+    """Fill in how many times rarer the hour is to the entity than if it paid at any; 1 where nothing is known.
 
     By the first moment of its hours on the circle (Mardia, Statistics of Directional Data, 1972): the density is taken
     to rise and fall once a day, by as much as they agree.
@@ -315,7 +321,7 @@ def _tell_hours(
         x, y = math.cos(angle), math.sin(angle)
         moments = kept.moments[slot]
         along = (moments[0] * x + moments[1] * y) / (moments[2] + HOURS_PRIOR) if slot != 0 else 0.0
-        out[i] = 1.0 / (1.0 + along)
+        columns[i, HOUR] = 1.0 / (1.0 + along)
         moments *= 1.0 - HOUR_RATE
         moments[0] += x
         moments[1] += y

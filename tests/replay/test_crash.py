@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from fakes import FakeSink, Group, SteppingClock, crash, readings, save, turn
+from fakes import WRITTEN_MAX_S, FakeSink, Group, SteppingClock, crash, readings, save, turn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +58,8 @@ def judge(folder: Path, crashes: list[Crash]) -> tuple[End, int]:
                 break
             turn(worker)
         if life.saved != NONE:
+            # Else a model that the turns have released would be taken for a file of the save.
+            assert worker.background.drain(WRITTEN_MAX_S)
             before = set(folder.rglob("*.safetensors"))
             save(worker, clock)
             for path in set(folder.rglob("*.safetensors")) - before:

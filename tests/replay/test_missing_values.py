@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Judged:
         self.dead = [json.loads(line) for line in paths[2].read_bytes().splitlines()]
         self.scores = paths[3].read_text()
 
-    @property
+    @cached_property
     def raw(self) -> list[str]:
         """Raw scores of all readings, as they are written."""
         return [row["raw_score"] for row in csv.DictReader(io.StringIO(self.scores))]

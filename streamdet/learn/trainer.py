@@ -5,7 +5,7 @@ come in two parts: those to learn from, and held-out ones on which scores are ca
 its training rows too well.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,7 +79,8 @@ def train(
         before = None if previous is None else previous.members[name].scorer
         members[name] = Member(SCORERS[name].fit(training, before), flat)
     version = ModelVersion(preset, columns, numeric, scaler, members, flat, snapshot.at, device)
-    return _calibrated(version, snapshot.held_out)
+    # A model of rows that nobody has judged, or of a new state, has no scale that could be kept.
+    return _calibrated(version, snapshot.held_out, previous if snapshot.trim == 0 else None)
 
 
 def spread_floor(rows: Rows) -> Floats:
@@ -98,13 +99,13 @@ def _least_deviating(rows: Rows, scaler: Scaler, share: float) -> NDArray[np.int
     return np.sort(keep)
 
 
-def _calibrated(version: ModelVersion, held_out: Rows) -> ModelVersion:
+def _calibrated(version: ModelVersion, held_out: Rows, previous: ModelVersion | None) -> ModelVersion:
     """Fit the calibrations, that of the combination on what those of the scorers give.
 
     Without the rows that lie apart: a twentieth of anomalies among the references would make every later one as usual
-    as that.
+    as that. The scale of the combination follows that of `previous`, as far as the preset keeps it.
     """
-    held_out = held_out[~version.apart(held_out)]
+    every, held_out = held_out, held_out[~version.apart(held_out)]
     preset, members, surprises = PRESETS[version.preset], {}, {}
     for name, scores in version.raw_scores(held_out).items():
         calibration = Calibration.none() if name in CALIBRATED else Calibration.fit(scores, pareto=True)
@@ -115,7 +116,8 @@ def _calibrated(version: ModelVersion, held_out: Rows) -> ModelVersion:
         newest = torch.from_numpy(version.newest(held_out))
         together = preset.combine(surprises, newest).numpy()
         combined = Calibration.fit(together.astype(np.float64), pareto=False)
-    return ModelVersion(
-        version.preset, version.columns, version.numeric, version.scaler, members, combined, version.trained_at,
-        version.device,
-    )  # fmt: skip
+    calibrated = replace(version, members=members, combined=combined)
+    if previous is None or preset.renewal == 1.0:
+        return calibrated
+    kept = combined.drawn_towards(previous.score(every), calibrated.score(every), preset.renewal)
+    return replace(calibrated, combined=kept)

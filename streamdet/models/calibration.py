@@ -25,6 +25,10 @@ PRIOR_WEIGHT = 50.0
 # Knots lie evenly in surprise from 0 to the tail: the finer end is where decisions are made.
 KNOTS = 128
 SCORE_MIN = 1e-9
+# A map is drawn towards an earlier one at these quantiles of what both say of the same rows.
+HELD_AT = (0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
+# Quantiles that are no further apart are one.
+NATS_MIN = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,29 @@ class Calibration:
         """The map of what is a surprise already, and not negative, to itself."""
         knots = torch.linspace(0.0, -math.log(TAIL_PROBABILITY), KNOTS)
         return cls(knots, torch.tensor(1.0), pareto=False)
+
+    def drawn_towards(self, before: Floats, own: Floats, renewal: float) -> "Calibration":
+        """This map, exponential in its tail, so that what it says of some rows is nearer to what was said before.
+
+        Args:
+            before: the surprise of these rows by an earlier model and its map, in nats, (n,), n >= 1.
+            own: their surprise by this map, (n,).
+            renewal: the share of their own surprise in the outcome, 0 to 1.
+        """
+        own = np.quantile(own, HELD_AT)
+        drawn = renewal * own + (1.0 - renewal) * np.quantile(before, HELD_AT)
+        # From one scale to the other, in nats: both begin at 0.
+        own, drawn = np.append(0.0, own), np.append(0.0, drawn)
+        rising = np.append(True, (np.diff(own) > NATS_MIN) & (np.diff(drawn) > NATS_MIN))
+        own, drawn = own[rising], drawn[rising]
+        nats = np.linspace(0.0, -math.log(TAIL_PROBABILITY), KNOTS)
+        at = np.interp(nats, drawn, own) + np.maximum(nats - drawn[-1], 0.0)
+        beyond = np.maximum(at - nats[-1], 0.0) * float(self.tail_scale)
+        knots = np.interp(at, nats, self.knots.numpy().astype(np.float64)) + beyond
+        # The tail goes through the last quantile, and where that lies before it, steps in it are as they were.
+        further = drawn[-1] - nats[-1]
+        tail_scale = self.tail_scale * ((own[-1] - at[-1]) / further if further > NATS_MIN else 1.0)
+        return Calibration(torch.tensor(knots, dtype=torch.float32), tail_scale, self.pareto)
 
     def surprise(self, scores: Tensor) -> Tensor:
         """Map scores, (n,), to nats, (n,)."""

@@ -51,6 +51,9 @@ class Preset(NamedTuple):
     )
     beyond: Mapping[str, float] = MappingProxyType({})  # only what is beyond so many nats counts, by scorer
     drifting: str | None = None  # the scorer that takes over as far as the newest rows have moved
+    renewal: float = (
+        1.0  # the share of its own references in the scale of a version; the rest is as it was before
+    )
 
     def telling(self, name: str, surprise: Tensor) -> Tensor:
         """What counts of the surprise of a scorer, (n,)."""
@@ -110,6 +113,7 @@ PRESETS: Final = {
         {"deviation": 4 / 11, "forest": 4 / 11, "reconstruction": 2 / 11, "newest": 1 / 11},
         recent=False,
         drifting="newest",
+        renewal=0.1,
     ),
     "transactions": Preset(
         {"habit": 1.0, "level": 1.0, "velocity": 1.0, "novelty": 1.0, "hour": 1.0, "reconstruction": 1 / 20},

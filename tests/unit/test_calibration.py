@@ -98,3 +98,37 @@ def test_a_heavy_tail_is_less_surprising_than_a_light_one() -> None:
     light = Calibration.fit(rng.pareto(8, 2000) + 1, pareto=True)
     assert surprise(heavy, np.array([100.0]))[0] == pytest.approx(math.log(100), rel=0.2)
     assert surprise(light, np.array([100.0]))[0] > 20.0
+
+
+def test_a_map_drawn_wholly_towards_an_earlier_one_says_of_the_same_rows_what_that_said() -> None:
+    rng = np.random.default_rng(0)
+    scores, before = np.sort(rng.exponential(3.0, 2000)), np.sort(rng.exponential(1.4, 2000))
+    fresh = Calibration.fit(scores, pareto=False)
+    kept = surprise(fresh.drawn_towards(before, surprise(fresh, scores), renewal=0.0), scores)
+    half = surprise(fresh.drawn_towards(before, surprise(fresh, scores), renewal=0.5), scores)
+    for quantile in (0.5, 0.9, 0.95, 0.98, 0.99):
+        own, earlier = np.quantile(surprise(fresh, scores), quantile), np.quantile(before, quantile)
+        assert np.quantile(kept, quantile) == pytest.approx(earlier, rel=0.1)
+        assert np.quantile(half, quantile) == pytest.approx((own + earlier) / 2, rel=0.1)
+
+
+def test_a_map_drawn_towards_one_that_said_the_same_stays_as_it_is() -> None:
+    scores = np.random.default_rng(0).exponential(3.0, 2000)
+    fresh = Calibration.fit(scores, pareto=False)
+    same = fresh.drawn_towards(surprise(fresh, scores), surprise(fresh, scores), renewal=0.2)
+    some = np.linspace(0.0, 60.0, 500)
+    assert surprise(same, some) == pytest.approx(surprise(fresh, some), abs=1e-3)
+
+
+@given(
+    reference=_references, before=_references, renewal=st.floats(0, 1), scores=st.lists(st.floats(0, 1e30))
+)
+def test_a_map_drawn_towards_any_other_is_finite_and_rises(
+    reference: list[float], before: list[float], renewal: float, scores: list[float]
+) -> None:
+    own = Calibration.fit(np.array(reference), pareto=False)
+    drawn = own.drawn_towards(np.array(before), surprise(own, np.array(reference)), renewal)
+    found = surprise(drawn, np.sort(np.concatenate([scores, reference])))
+    assert np.isfinite(found).all()
+    assert (found >= 0).all()
+    assert (np.diff(found) >= -1e-5).all()

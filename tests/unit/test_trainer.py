@@ -148,3 +148,16 @@ def test_no_row_of_a_healthy_plant_lies_apart_and_nothing_of_none() -> None:
     model = model_of(2000)
     assert not model.apart(normal_rows(1000, 6, seed=1)).any()
     assert len(model.apart(normal_rows(1000, 6)[:0])) == 0
+
+
+def test_a_burst_among_the_references_leaves_a_scale_of_records_nearly_as_it_was() -> None:
+    calm = snapshot_of(2000)
+    first = trained(calm)
+    values = calm.held_out.values.copy()
+    values[-len(values) // 5 :] += np.float32(8.0) * values.std(axis=0)  # in a run: they do not lie apart
+    poisoned = replace(calm, held_out=Rows(values, calm.held_out.imputed), at=2500)
+    later, odd = contaminated(normal_rows(1000, 6, seed=99))
+    before = np.median(first.score(later)[odd])
+    assert np.median(trained(poisoned, first).score(later)[odd]) > 0.7 * before
+    unknown = replace(poisoned, trim=1e-9)  # of rows that nobody has judged: there is nothing to keep
+    assert np.median(trained(unknown, first).score(later)[odd]) < 0.5 * before

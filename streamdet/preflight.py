@@ -27,6 +27,7 @@ from streamdet.errors import BrokerUnavailableError, CheckpointError, ConfigErro
 from streamdet.events import Schema, transaction_columns
 from streamdet.features import transactions
 from streamdet.features.expectation import bytes_per_slot
+from streamdet.features.newest import bytes_per_lane as newest_bytes_per_lane
 from streamdet.threshold.limits import bytes_per_slot as bytes_of_limits
 
 # Somebody waits for the answer: long enough for a broker far away, not for one that is starting.
@@ -109,11 +110,14 @@ def memory_estimate_bytes(settings: Settings, partitions: int, imported_bytes: i
         per_slot += transactions.bytes_per_entity(kinds)  # of each kind there are as many as entities
         names *= 1 + kinds
         columns += transaction_columns(1 + kinds)
-    arrays = slots * per_slot
+    arrays = slots * per_slot + newest_bytes_per_lane(columns)
     lanes = partitions * (arrays * (1 + _CHECKPOINT_COPIES) + names * _NAME_BYTES)
     batch = settings.input.batch
     reading = _FETCH_COPIES * batch.max_bytes + batch.max_events * _RECORD_BYTES
-    learning = (settings.learning.buffer + _HELD_OUT_ROWS) * columns * 5 * _ROW_COPIES
+    row = columns * 5
+    learning = (settings.learning.buffer + _HELD_OUT_ROWS) * row * _ROW_COPIES
+    if settings.learning.drift:  # what a new state would be learnt from
+        learning += min(settings.limit.window, settings.learning.buffer) * row * (1 + _CHECKPOINT_COPIES)
     return imported_bytes + _RUNNING_BYTES + lanes + reading + learning
 
 

@@ -67,6 +67,13 @@ class Kept(NamedTuple):
     )
 
 
+def bytes_per_lane(columns: int) -> int:
+    """What is remembered of so many columns."""
+    rows = 2 * ROWS * np.dtype(np.float32).itemsize
+    numbers = 5 * np.dtype(np.float64).itemsize
+    return columns * (rows + numbers)
+
+
 class Newest:
     """The newest usual rows of one lane."""
 

@@ -141,3 +141,9 @@ def test_columns_that_stand_still_or_are_gross_give_numbers() -> None:
     told = followed(Newest(COLUMNS), values)
     assert np.isfinite(told).all()
     assert told[500, DISTANCE] > 2.0
+
+
+@pytest.mark.parametrize("columns", [1, 8, 200])
+def test_what_is_said_to_be_kept_is_what_is_kept(columns: int) -> None:
+    kept = sum(array.nbytes for array in Newest(columns).state().values())
+    assert newest.bytes_per_lane(columns) == pytest.approx(kept, abs=100)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bench_checkpoint
-import bench_core
+import bench_detector
 import bench_latency
 import bench_memory
 import bench_startup
@@ -39,7 +39,10 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], str]] = {
         bench_latency.measure,
         "milliseconds from event to alert at a steady pace, while fine-tunes run",
     ),
-    "core": (bench_core.measure, "events/s of one core from recorded rows to verdicts, against River"),
+    "detector": (
+        bench_detector.measure,
+        "events/s of one core from recorded rows to verdicts, against River",
+    ),
     "startup": (bench_startup.measure, "seconds until --help is printed and until `run` polls"),
     "memory": (bench_memory.measure, "resident memory after 1 million and after 10 million events"),
     "checkpoint": (

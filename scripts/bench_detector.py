@@ -47,7 +47,7 @@ def measure(given: argparse.Namespace) -> Figures:
             )
             ours, peer = found.values()
             ratios = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
-            figures[kind] = {"events_per_second": spread(ours), "vs_river": spread(ratios)}
+            figures[kind] = {"events_per_second": spread(ours), "vs_river_hst": spread(ratios)}
     return figures
 
 

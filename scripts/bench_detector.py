@@ -23,7 +23,7 @@ from streamdet.replaying import Replay, replay
 
 EVENTS: Final = 500_000
 FEATURES: Final = 10
-# River takes a millisecond for some ten of them.
+# It takes them one by one at the same pace, however many there are.
 PEER_EVENTS: Final = 10_000
 KINDS: Final = ("metric", "sensors", "records")
 

@@ -26,7 +26,11 @@ PRIOR_WEIGHT = 50.0
 KNOTS = 128
 SCORE_MIN = 1e-9
 # A map is drawn towards an earlier one at these quantiles of what both say of the same rows.
-HELD_AT = (0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
+# So closely that what lies between two of them, normal rows beside those of a burst, is not lifted: that would add up.
+HELD_AT = np.arange(0.005, 0.9901, 0.005)
+# And to no more than so many times its own surprise, nor less than one such part: however many versions follow each
+# other, a scale comes no further from that of its own references.
+TIMES_MAX = 3.0
 # Quantiles that are no further apart are one.
 NATS_MIN = 1e-6
 
@@ -68,7 +72,8 @@ class Calibration:
             renewal: the share of their own surprise in the outcome, 0 to 1.
         """
         own = np.quantile(own, HELD_AT)
-        drawn = renewal * own + (1.0 - renewal) * np.quantile(before, HELD_AT)
+        before = np.clip(np.quantile(before, HELD_AT), own / TIMES_MAX, own * TIMES_MAX)
+        drawn = renewal * own + (1.0 - renewal) * before
         # From one scale to the other, in nats: both begin at 0.
         own, drawn = np.append(0.0, own), np.append(0.0, drawn)
         rising = np.append(True, (np.diff(own) > NATS_MIN) & (np.diff(drawn) > NATS_MIN))

@@ -132,3 +132,20 @@ def test_a_map_drawn_towards_any_other_is_finite_and_rises(
     assert np.isfinite(found).all()
     assert (found >= 0).all()
     assert (np.diff(found) >= -1e-5).all()
+
+
+def test_a_scale_that_is_handed_on_six_hundred_times_is_still_one_of_nats() -> None:
+    rng = np.random.default_rng(0)
+    handed_on, width = Calibration.none(), 1.0
+    told = []
+    for _ in range(600):
+        scores, before = rng.exponential(1.0, 2000), width
+        if rng.random() < 0.1:
+            scores[-400:] += rng.uniform(2.0, 8.0)  # a burst among the references
+        width = 1.0 + 0.1 * rng.normal()  # each model has a scale of its own
+        own = Calibration.fit(scores * width, pareto=False)
+        said = surprise(handed_on, scores * before)
+        handed_on = own.drawn_towards(said, surprise(own, scores * width), renewal=0.1)
+        told.append(surprise(handed_on, np.array([1.0, 3.0, 10.0]) * width))
+    assert np.median(told, axis=0) == pytest.approx([1.0, 3.0, 10.0], rel=0.5)
+    assert (np.max(told, axis=0) < [1.5, 5.0, 40.0]).all()

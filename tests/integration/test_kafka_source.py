@@ -499,8 +499,9 @@ def test_a_poll_for_nothing_keeps_the_place_in_the_group_and_returns_soon(
     second = sources(given)
     with polled(second, lambda _: None):
         until(lambda: len(first.poll(0)) == 0 and len(first.lanes) == len(second.lanes) == 1, "a lane each")
-    assert first.lanes | second.lanes == {LaneId(topic, 0), LaneId(topic, 1)}
-    assert values_of(read(first, 10)) == numbered(10)
+        assert first.lanes | second.lanes == {LaneId(topic, 0), LaneId(topic, 1)}
+        # The first may have to join once more before it reads, and that takes both.
+        assert values_of(read(first, 10)) == numbered(10)
 
 
 def members(kafka_admin: Any, given: Settings) -> list[str | None]:
@@ -667,20 +668,20 @@ def test_a_transaction_commits_for_lanes_that_are_still_here_and_not_with_an_old
         until(
             lambda: shared(first, second) and first.membership(lanes)[0] is not None, "a lane each, for good"
         )
-    (moved,), (stayed,) = second.lanes, first.lanes
-    after, mine = first.membership(lanes)
-    assert mine == {stayed}
+        (moved,), (stayed,) = second.lanes, first.lanes
+        after, mine = first.membership(lanes)
+        assert mine == {stayed}
 
-    def commit(lane: LaneId, metadata: Any) -> None:
-        producer.begin_transaction()
-        told = {TopicPartition(*lane): OffsetAndMetadata(7, "a note", -1)}
-        producer.send_offsets_to_transaction(told, metadata)
-        producer.commit_transaction()
+        def commit(lane: LaneId, metadata: Any) -> None:
+            producer.begin_transaction()
+            told = {TopicPartition(*lane): OffsetAndMetadata(7, "a note", -1)}
+            producer.send_offsets_to_transaction(told, metadata)
+            producer.commit_transaction()
 
-    commit(stayed, after)
-    assert first.committed(stayed) == Position(7, "a note")
-    with pytest.raises(errors.CommitFailedError):
-        commit(moved, before)
+        commit(stayed, after)
+        assert first.committed(stayed) == Position(7, "a note")
+        with pytest.raises(errors.CommitFailedError):
+            commit(moved, before)
     producer.close()
     assert second.committed(moved) is None
 

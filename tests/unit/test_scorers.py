@@ -22,7 +22,7 @@ from streamdet.models.presets import (
 )
 from streamdet.models.scorers import Block, Scorer, Training, padded_width
 from streamdet.models.scorers.forest import DEPTH, TREES, Forest
-from streamdet.models.scorers.nearest import ROWS_MAX, Nearest
+from streamdet.models.scorers.nearest import ROWS_MAX, Nearest, Ordered, near_enough
 
 CPU = torch.device("cpu")
 WIDTH = 5
@@ -90,6 +90,41 @@ def test_the_nearest_row_is_the_one_that_a_plain_search_finds() -> None:
     distances = ((rows.unsqueeze(1) - memory).abs() * seen.unsqueeze(1)).sum(2).min(1).values
     found = fitted("nearest", memory).score(block_of(rows, seen))
     assert torch.allclose(found, distances / seen.sum(1).clamp_min(1.0), atol=1e-5)
+
+
+def hanging_together(n: int) -> Tensor:
+    """Rows (n, 8) of two causes that wander, with a column that never moves and one row far from all."""
+    rng = np.random.default_rng(3)
+    causes = np.cumsum(rng.normal(size=(n, 2)), axis=0) / 20.0
+    rows = causes @ rng.normal(size=(2, 8)) + 0.05 * rng.normal(size=(n, 8))
+    rows[:, 5] = 1.5
+    rows[-n // 8] = 40.0
+    return torch.from_numpy(rows.astype(np.float32))
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.02, 0.5])
+def test_of_rows_that_hang_together_the_very_nearest_is_found(missing: float) -> None:
+    rows = hanging_together(4_000)
+    scorer, rows = fitted("nearest", rows[:3_000:2]), rows[3_000:]
+    assert isinstance(scorer, Nearest)
+    seen = (torch.rand(rows.shape, generator=torch.Generator().manual_seed(6)) >= missing).float()
+    far = (rows.unsqueeze(1) - scorer.memory).abs() * seen.unsqueeze(1)
+    expected = far[torch.arange(len(rows)), far.sum(2).argmin(1)]
+    assert torch.equal(scorer.parts(block_of(rows, seen)), expected)
+
+
+def test_most_are_passed_over_by_the_one_nearest_before_and_none_where_a_value_is_missing() -> None:
+    every = hanging_together(4_000).numpy()
+    ordered, rows = Ordered.of(every[:3_000:2]), every[3_000:]
+    before = np.abs(rows[:, None] - ordered.by_column.T).sum(2).argmin(1)
+    seen = np.ones(8, np.float32)
+    looks = [
+        np.ptp(near_enough(row, seen, guess, ordered))
+        for row, guess in zip(rows[1:], before[:-1], strict=True)
+    ]
+    assert np.median(looks) < 1_500 / 5
+    seen[2] = 0.0
+    assert near_enough(rows[0], seen, 0, ordered) == (0, 1_500)
 
 
 def test_a_row_that_was_remembered_is_not_strange_and_one_between_two_groups_is() -> None:

@@ -57,7 +57,7 @@ def examine(
     Without those that lie apart to the model in use: else a model that has taken anomalies for usual would stay for
     good, as one that tells them gives more alerts.
     """
-    held_out = held_out[~current.apart(held_out)]
+    held_out = held_out[~current.apart(current.raw_scores(held_out))]
     before, after = current.score(held_out), candidate.score(held_out)
     if not np.isfinite(after).all():
         return GateResult(Refusal.NOT_FINITE, np.nan, np.nan, np.nan, np.nan)

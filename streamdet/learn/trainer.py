@@ -105,19 +105,21 @@ def _calibrated(version: ModelVersion, held_out: Rows, previous: ModelVersion | 
     Without the rows that lie apart: a twentieth of anomalies among the references would make every later one as usual
     as that. The scale of the combination follows that of `previous`, as far as the preset keeps it.
     """
-    every, held_out = held_out, held_out[~version.apart(held_out)]
+    raw_scores = version.raw_scores(held_out)
+    among = ~version.apart(raw_scores)
     preset, members, surprises = PRESETS[version.preset], {}, {}
-    for name, scores in version.raw_scores(held_out).items():
+    for name, all_scores in raw_scores.items():
+        scores = all_scores[among]
         calibration = Calibration.none() if name in CALIBRATED else Calibration.fit(scores, pareto=True)
         members[name] = Member(version.members[name].scorer, calibration)
         surprises[name] = calibration.surprise(torch.from_numpy(scores).float())
     combined = Calibration.none()
     if not preset.strongest:
-        newest = torch.from_numpy(version.newest(held_out))
+        newest = torch.from_numpy(version.newest(held_out[among]))
         together = preset.combine(surprises, newest).numpy()
         combined = Calibration.fit(together.astype(np.float64), pareto=False)
     calibrated = replace(version, members=members, combined=combined)
     if previous is None or preset.renewal == 1.0:
         return calibrated
-    kept = combined.drawn_towards(previous.score(every), calibrated.score(every), preset.renewal)
+    kept = combined.drawn_towards(previous.score(held_out), calibrated.score(held_out), preset.renewal)
     return replace(calibrated, combined=kept)

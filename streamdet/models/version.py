@@ -138,15 +138,16 @@ class ModelVersion:
         """What each scorer says of each row before calibration, (n,), by name."""
         return {name: scores.astype(np.float64) for name, scores in self._scoring.raw(rows).items()}
 
-    def apart(self, rows: Rows) -> Bools:
+    def apart(self, raw_scores: Mapping[str, Floats]) -> Bools:
         """Which rows, in the order of their arrival, lie apart from the others and come one by one, (n,).
 
-        By a weighted geometric mean of the scores before calibration: together they tell more than each of them, and
-        a calibration that has seen such rows takes them for usual.
+        By a weighted geometric mean of their raw scores: together these tell more than each of them, and a calibration
+        that has seen such rows takes them for usual.
         """
         weights = PRESETS[self.preset].weights
-        together, n = np.zeros(len(rows)), len(rows)
-        for name, scores in self.raw_scores(rows).items() if n else ():
+        n = len(next(iter(raw_scores.values())))
+        together = np.zeros(n)
+        for name, scores in raw_scores.items() if n else ():
             if name not in NOT_APART:
                 nats = np.log(np.maximum(scores, SCORE_MIN))
                 together += weights[name] * (nats - np.median(nats))

@@ -182,7 +182,7 @@ def test_an_hour_that_is_rare_does_not_set_a_row_apart_as_an_amount_does() -> No
     for column, apart in ((HOUR, 0), (AMOUNT, 20)):
         values = LAST.values.copy()
         values[::50, HISTORY + column] *= np.float32(1e6)
-        assert MODEL.apart(Rows(values, LAST.imputed))[::50].sum() == apart
+        assert MODEL.apart(MODEL.raw_scores(Rows(values, LAST.imputed)))[::50].sum() == apart
 
 
 def test_the_gate_plants_amounts_that_a_sound_model_tells() -> None:

@@ -137,8 +137,8 @@ def test_anomalies_among_the_references_do_not_make_later_ones_usual() -> None:
     held_out, odd = contaminated(clean.held_out)
     dirty = trained(replace(clean, held_out=held_out))
     later, odd_later = contaminated(normal_rows(1000, 6, seed=99))
-    assert dirty.apart(held_out)[odd].mean() > 0.9
-    assert dirty.apart(held_out)[~odd].mean() < 0.01
+    assert dirty.apart(dirty.raw_scores(held_out))[odd].mean() > 0.9
+    assert dirty.apart(dirty.raw_scores(held_out))[~odd].mean() < 0.01
     by_clean, by_dirty = trained(clean).score(later), dirty.score(later)
     assert by_dirty[odd_later] == pytest.approx(by_clean[odd_later], rel=0.25)
     assert np.median(by_dirty[odd_later]) > np.quantile(by_dirty[~odd_later], 0.999)
@@ -146,8 +146,8 @@ def test_anomalies_among_the_references_do_not_make_later_ones_usual() -> None:
 
 def test_no_row_of_a_healthy_plant_lies_apart_and_nothing_of_none() -> None:
     model = model_of(2000)
-    assert not model.apart(normal_rows(1000, 6, seed=1)).any()
-    assert len(model.apart(normal_rows(1000, 6)[:0])) == 0
+    assert not model.apart(model.raw_scores(normal_rows(1000, 6, seed=1))).any()
+    assert len(model.apart(model.raw_scores(normal_rows(1000, 6)[:0]))) == 0
 
 
 def test_a_burst_among_the_references_leaves_more_of_a_scale_of_records_that_was_there_before() -> None:
